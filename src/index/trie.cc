@@ -125,6 +125,10 @@ void Trie::ReserveRuns(std::size_t count) {
   }
 }
 
+bool Trie::HasRoomForRun() const {
+  return !free_runs_.empty() || next_run_ < RunLimit(options_.max_bytes);
+}
+
 void Trie::ReclaimRunIds() {
   retired_runs_.Reclaim([this](RunId id) { free_runs_.push_back(id); });
 }
@@ -270,14 +274,6 @@ void Trie::DropTrivialDetail(std::uint16_t slot, RunId run) {
   }
 }
 
-std::uint32_t Trie::EndOf(std::uint32_t lead, const Detail* detail) {
-  if (detail == nullptr || detail->held.empty()) return lead;
-  for (std::size_t i = detail->held.size(); i-- > 0;) {
-    if (detail->held[i] != 0) return static_cast<std::uint32_t>(i * 64 + std::bit_width(detail->held[i]));
-  }
-  return 0;
-}
-
 namespace {
 
 std::uint32_t LeadOfBits(const std::vector<std::uint64_t>& bits) {
@@ -339,7 +335,7 @@ Trie::CoverCount Trie::Cover(std::uint16_t slot, RunId run, std::uint32_t from, 
       Detail::SetBit(detail->held, i);
     }
     new_lead = LeadOfBits(detail->held);
-    if (EndOf(new_lead, detail) == new_lead) detail->held = {};
+    if (detail->EndOfHeld(new_lead) == new_lead) detail->held = {};
     detail_bytes_ += detail->bytes();
   }
   count.duplicates = to - from - count.added;
@@ -388,7 +384,7 @@ void Trie::Uncover(std::uint16_t slot, NodeRef node) {
     if (!has_holes) detail->held = FirstBits(lead);
     Detail::ClearBit(detail->held, node.offset);
     lead = std::min(lead, node.offset);
-    if (EndOf(lead, detail) == lead) detail->held = {};
+    if (detail->EndOfHeld(lead) == lead) detail->held = {};
     detail_bytes_ += detail->bytes();
     known = detail;
   }
@@ -422,10 +418,7 @@ std::uint32_t Trie::TakeOut(std::uint16_t slot, RunId run, std::size_t index) {
   std::uint32_t blocks = LeadOf(body(run)->coverage()[index].load(std::memory_order_relaxed));
   HolderState& holder = holders_[slot];
   if (const Detail* detail = FindDetail(slot, run); detail != nullptr) {
-    if (!detail->held.empty()) {
-      blocks = 0;
-      for (const std::uint64_t bits : detail->held) blocks += std::popcount(bits);
-    }
+    blocks = detail->CountHeld(blocks);
     for (std::uint32_t i = 0; i < detail->foreign_keys.size(); ++i) {
       if (Detail::Bit(detail->is_foreign, i)) ForgetForeignKey(holder, detail->foreign_keys[i]);
     }
@@ -491,38 +484,49 @@ void Trie::ForgetForeignKey(HolderState& holder, EngineKey key) {
   --stats_.foreign_keys;
 }
 
-void Trie::SetDetail(std::uint16_t slot, RunId run, Detail detail, std::uint32_t lead) {
+void Trie::RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail) {
+  AddWord(slot, run, lead);
+  HolderState& holder = holders_[slot];
+  const std::uint32_t blocks = detail.CountHeld(lead);
+  holder.blocks += blocks;
+  stats_.holder_blocks += blocks;
+  foreign_bytes_ -= BytesOf(holder.foreign);
+  for (std::uint32_t i = 0; i < detail.foreign_keys.size(); ++i) {
+    if (!Detail::Bit(detail.is_foreign, i)) continue;
+    holder.foreign.emplace(detail.foreign_keys[i], NodeRef{run, i});
+    ++stats_.foreign_keys;
+  }
+  foreign_bytes_ += BytesOf(holder.foreign);
   Detail* mine = MutableDetail(slot, run);
   detail_bytes_ -= mine->bytes();
   *mine = std::move(detail);
   detail_bytes_ += mine->bytes();
-  Body* body = this->body(run);
-  const std::size_t index = FindWord(*body, slot);
-  std::uint64_t held = lead;
-  if (!mine->held.empty()) {
-    held = 0;
-    for (const std::uint64_t bits : mine->held) held += std::popcount(bits);
-  }
-  const std::uint32_t old_lead = LeadOf(body->coverage()[index].load(std::memory_order_relaxed));
-  body->coverage()[index].store(MakeCoverage(slot, lead), std::memory_order_release);
-  holders_[slot].blocks += held - old_lead;
-  stats_.holder_blocks += held - old_lead;
+  DropTrivialDetail(slot, run);
 }
 
 // --- Giving back
+
+std::uint32_t Trie::LiveEnd(RunId run) const {
+  const Body* body = this->body(run);
+  const RunMeta& meta = metas_[run];
+  const std::uint32_t length = body->length.load(std::memory_order_relaxed);
+  std::uint32_t end = meta.last_child_offset;
+  const std::uint32_t holders = body->holders.load(std::memory_order_relaxed);
+  for (std::uint32_t i = 0; i < holders && end < length; ++i) {
+    const Coverage word = body->coverage()[i].load(std::memory_order_relaxed);
+    if (word == 0) continue;
+    const Detail* detail = FindDetail(static_cast<std::uint16_t>(SlotOf(word)), run);
+    end = std::max(end, detail == nullptr ? LeadOf(word) : detail->EndOfHeld(LeadOf(word)));
+  }
+  return end;
+}
 
 void Trie::Settle(RunId run) {
   while (run != kRoot) {
     Body* body = this->body(run);
     const RunMeta& meta = metas_[run];
     const std::uint32_t length = body->length.load(std::memory_order_relaxed);
-    std::uint32_t end = meta.last_child_offset;
-    const std::uint32_t holders = body->holders.load(std::memory_order_relaxed);
-    for (std::uint32_t i = 0; i < holders && end < length; ++i) {
-      const Coverage word = body->coverage()[i].load(std::memory_order_relaxed);
-      if (word == 0) continue;
-      end = std::max(end, EndOf(LeadOf(word), FindDetail(static_cast<std::uint16_t>(SlotOf(word)), run)));
-    }
+    const std::uint32_t end = LiveEnd(run);
     if (end >= length) return;
     if (options_.engine_keys) {
       for (std::uint32_t i = end; i < length; ++i) {

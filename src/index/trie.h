@@ -96,6 +96,8 @@ class Trie {
   // Makes sure that `count` runs can be added, by eviction if ids run out before bytes do; waits for readers
   // that still see evicted runs.
   void ReserveRuns(std::size_t count);
+  bool HasRoomForRun() const;
+  bool over_budget() const { return used_bytes() > soft_limit_; }
   // A new run with these blocks (at least one, at most kMaxRunLength), covered by nobody yet: cover it before
   // anything else. `engine` is empty in a trie without engine keys, else parallel to `content`; the keys are
   // not bound.
@@ -127,12 +129,16 @@ class Trie {
   void ClearForeignKey(std::uint16_t slot, NodeRef node);
 
   const Detail* FindDetail(std::uint16_t slot, RunId run) const;
-  void SetDetail(std::uint16_t slot, RunId run, Detail detail, std::uint32_t lead);
+  // Puts a holder that has no word there into the run as described: its first `lead` blocks, or what `detail` says.
+  // Foreign keys of the detail must not be bound yet.
+  void RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail);
+  // Where the run's last live block ends: its length, unless something went wrong.
+  std::uint32_t LiveEnd(RunId run) const;
 
   // Drops whole runs until the budget is met; call after each write. `observer` hears of every (slot, run)
   // that lost its coverage.
   void EnforceBudget() {
-    if (used_bytes() > soft_limit_) EvictRuns();
+    if (over_budget()) EvictRuns();
   }
   void SetEvictionObserver(std::function<void(std::uint16_t, RunId)> observer) {
     on_evict_ = std::move(observer);
@@ -161,7 +167,6 @@ class Trie {
   Detail* MutableDetail(std::uint16_t slot, RunId run);
   void DropTrivialDetail(std::uint16_t slot, RunId run);
   void EraseDetail(std::uint16_t slot, RunId run);
-  static std::uint32_t EndOf(std::uint32_t lead, const Detail* detail);
   void ForgetForeignKey(HolderState& holder, EngineKey key);
   // Brings the run's length back to its last live block; frees it, and so on upwards, when none is left.
   void Settle(RunId run);

@@ -18,7 +18,7 @@
 // one holder binds to a new node leaves the old one: the newer announcement wins. A node, and its engine key,
 // lives while a holder has it or any of its descendants; so a parent that is a hole can still be named.
 //
-// Threads. One thread at a time writes (every non-const member of PrefixIndex); any number of threads match,
+// Threads. One thread at a time uses PrefixIndex itself, const members included; any number of threads match,
 // each with its own Reader, at any time. A reader takes no lock, waits for nobody and writes to no memory
 // that others read often; a match that runs beside writes sees each run of blocks as it was at some moment of
 // the match. A Reader must not outlive its index.

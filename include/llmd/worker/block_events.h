@@ -1,0 +1,82 @@
+// The KV events that a block pool has produced since they were last taken.
+//
+// A flat queue: events are small records over shared arrays of hashes, tokens and text, so a step's events
+// cost no allocation once the arrays have grown to their usual size. Take them with BlockPool::TakeEvents,
+// which swaps arrays with the caller's object; use one object again and again. The views that operator[]
+// returns are valid until the queue is changed. Not thread safe.
+#ifndef LLMD_WORKER_BLOCK_EVENTS_H_
+#define LLMD_WORKER_BLOCK_EVENTS_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "llmd/base/types.h"
+#include "llmd/worker/request.h"
+
+namespace llmd::worker {
+
+struct BlockEvent {
+  enum class Kind : std::uint8_t {
+    kStored,   // a run of blocks became findable
+    kRemoved,  // the last block with this hash was evicted
+    kCleared,  // nothing is cached any more
+  };
+
+  Kind kind = Kind::kCleared;
+  std::uint32_t group_id = 0;
+  std::span<const BlockHash> hashes;  // stored: >= 1, consecutive; removed: exactly 1
+  // Stored events only.
+  const BlockHash* parent = nullptr;  // the block before the first; null at the start of the prompt
+  TokenSpan tokens;                   // hashes.size() * block_size
+  std::uint32_t block_size = 0;       // in tokens
+  std::optional<std::int64_t> lora_id;
+  std::string_view lora_name;
+};
+
+class BlockEvents {
+ public:
+  std::size_t size() const { return records_.size(); }
+  bool empty() const { return records_.empty(); }
+  BlockEvent operator[](std::size_t i) const;
+
+  // Keeps the memory for reuse.
+  void Clear();
+
+  // Bytes in use by the queued events.
+  std::size_t bytes() const;
+
+  // Blocks [first, first + count) of `request` became findable.
+  void AddStored(const Request& request, std::size_t first, std::size_t count, std::uint32_t block_size,
+                 std::uint32_t group_id);
+  void AddRemoved(const BlockHash& hash, std::uint32_t group_id);
+  void AddCleared();
+
+ private:
+  struct Record {
+    BlockEvent::Kind kind;
+    bool has_parent;  // the parent is the hash before the event's first
+    bool has_lora_id;
+    std::uint32_t group_id;
+    std::uint32_t block_size;
+    std::uint32_t hash_count;
+    std::uint32_t lora_name_size;
+    std::size_t hash_begin;
+    std::size_t token_begin;
+    std::size_t text_begin;
+    std::int64_t lora_id;
+  };
+
+  std::vector<Record> records_;
+  std::vector<BlockHash> hashes_;
+  std::vector<TokenId> tokens_;
+  std::string text_;
+};
+
+}  // namespace llmd::worker
+
+#endif  // LLMD_WORKER_BLOCK_EVENTS_H_

@@ -47,8 +47,8 @@ class BlockEvents {
   // Keeps the memory for reuse.
   void Clear();
 
-  // Bytes in use by the queued events.
-  std::size_t bytes() const;
+  std::size_t bytes() const;           // used by the queued events
+  std::size_t capacity_bytes() const;  // taken from the system
 
   // Blocks [first, first + count) of `request` became findable.
   void AddStored(const Request& request, std::size_t first, std::size_t count, std::uint32_t block_size,
@@ -58,17 +58,17 @@ class BlockEvents {
 
  private:
   struct Record {
-    BlockEvent::Kind kind;
-    bool has_parent;  // the parent is the hash before the event's first
-    bool has_lora_id;
-    std::uint32_t group_id;
-    std::uint32_t block_size;
-    std::uint32_t hash_count;
-    std::uint32_t lora_name_size;
-    std::size_t hash_begin;
-    std::size_t token_begin;
-    std::size_t text_begin;
-    std::int64_t lora_id;
+    BlockEvent::Kind kind = BlockEvent::Kind::kCleared;
+    bool has_parent = false;  // the parent is the hash before the event's first
+    bool has_lora_id = false;
+    std::uint32_t group_id = 0;
+    std::uint32_t block_size = 0;
+    std::uint32_t hash_count = 0;
+    std::uint32_t lora_name_size = 0;
+    std::size_t hash_begin = 0;
+    std::size_t token_begin = 0;
+    std::size_t text_begin = 0;
+    std::int64_t lora_id = 0;
   };
 
   std::vector<Record> records_;

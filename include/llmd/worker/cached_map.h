@@ -50,7 +50,7 @@ class CachedMap {
   // The slot with this key, or the empty slot where it belongs.
   std::size_t FindSlot(std::uint32_t tag, const BlockHash& hash, std::uint32_t group_id) const;
   std::size_t SlotOf(BlockId id) const;
-  void EraseSlot(std::size_t index);
+  void EraseSlot(std::size_t hole);
 
   Block* blocks_;
   std::size_t mask_;

@@ -134,6 +134,7 @@ class KvCacheManager {
   Held* Lookup(RequestId id);
   Held& Insert(RequestId id);
   absl::Status Validate(const Request& request, const SlotRequest& slots, const Held* held) const;
+  void Count(const Request& request, std::uint32_t hit_tokens);
   absl::Status Commit(const Request& request, Held& held, std::uint64_t num_tokens);
 
   KvCacheManagerOptions options_;
@@ -143,7 +144,6 @@ class KvCacheManager {
   std::vector<Held> held_;
   std::vector<std::uint32_t> unused_held_;  // their vectors keep their memory
   std::vector<BlockId> hit_blocks_;
-  std::vector<BlockId> scratch_;
   PrefixCacheStats stats_;
 };
 

@@ -42,7 +42,7 @@ void BlockPool::BoundEvents() {
 // The caller calls BoundEvents() after one or more.
 void BlockPool::Evict(BlockId id) {
   const Block& block = blocks_[id];
-  const BlockHash hash = block.hash;
+  const hash::Digest hash = block.hash;
   ++stats_.blocks_evicted;
   if (map_.Remove(id) && options_.enable_events) events_.AddRemoved(hash, block.group_id);
 }
@@ -104,31 +104,28 @@ absl::Status BlockPool::FreeBlocks(std::span<const BlockId> blocks) {
   return status;
 }
 
-absl::Status BlockPool::CacheFullBlocks(const Request& request, std::span<const BlockId> table,
-                                        std::size_t num_cached, std::size_t num_full,
-                                        std::uint32_t group_id) {
-  if (!options_.enable_caching || num_cached == num_full) return absl::OkStatus();
-  const std::size_t block_size = options_.block_size;
-  if (num_cached > num_full || num_full > table.size() || num_full > request.block_hashes.size() ||
-      num_full > request.tokens.size() / block_size) {
-    return absl::InvalidArgumentError(absl::StrCat("request ", request.id, ": cannot commit blocks ",
-                                                   num_cached, " to ", num_full, " of ", table.size(),
-                                                   " in the table, with ", request.block_hashes.size(),
+absl::Status BlockPool::CheckCacheable(const Request& request, std::span<const BlockId> table,
+                                       std::size_t num_cached, std::size_t num_full,
+                                       std::uint32_t group_id) const {
+  if (num_full > request.block_hashes.size() || num_full > request.tokens.size() / options_.block_size) {
+    return absl::InvalidArgumentError(absl::StrCat("request ", request.id, ": cannot commit ", num_full,
+                                                   " full blocks with ", request.block_hashes.size(),
                                                    " block_hashes and ", request.tokens.size(), " tokens"));
   }
   for (std::size_t i = num_cached; i < num_full; ++i) {
-    if (table[i] >= options_.num_blocks) return BadBlockId(table[i], options_.num_blocks);
-    const BlockHash& hash = request.block_hashes[i];
-    if (hash.size == 0 || hash.size > hash.bytes.size()) {
+    const hash::Digest& hash = request.block_hashes[i];
+    if (hash.size == 0 || hash.size > hash::Digest::kMaxSize) {
       return absl::InvalidArgumentError(absl::StrCat("request ", request.id, ": block_hashes[", i,
-                                                     "] has size ", static_cast<int>(hash.size),
-                                                     ", must be 1 to ", hash.bytes.size()));
+                                                     "].size is ", static_cast<int>(hash.size),
+                                                     ", must be 1 to ", hash::Digest::kMaxSize));
     }
+    if (i >= table.size()) continue;
+    if (table[i] >= options_.num_blocks) return BadBlockId(table[i], options_.num_blocks);
     const Block& block = blocks_[table[i]];
     if (block.is_null) continue;
     if (block.ref_cnt == 0) {
-      return absl::FailedPreconditionError(
-          absl::StrCat("request ", request.id, ": block ", table[i], " is committed but nobody holds it"));
+      return absl::FailedPreconditionError(absl::StrCat("request ", request.id, ": block ", table[i],
+                                                        " is to be committed but nobody holds it"));
     }
     if (block.cached() && !(block.hash == hash && block.group_id == group_id)) {
       return absl::FailedPreconditionError(absl::StrCat("request ", request.id, ": block ", table[i],
@@ -136,6 +133,20 @@ absl::Status BlockPool::CacheFullBlocks(const Request& request, std::span<const 
                                                         "]"));
     }
   }
+  return absl::OkStatus();
+}
+
+absl::Status BlockPool::CacheFullBlocks(const Request& request, std::span<const BlockId> table,
+                                        std::size_t num_cached, std::size_t num_full,
+                                        std::uint32_t group_id) {
+  if (!options_.enable_caching) return absl::OkStatus();
+  if (num_cached > num_full || num_full > table.size()) {
+    return absl::InvalidArgumentError(absl::StrCat("request ", request.id, ": cannot commit blocks ",
+                                                   num_cached, " to ", num_full, " of a table of ",
+                                                   table.size()));
+  }
+  if (absl::Status status = CheckCacheable(request, table, num_cached, num_full, group_id); !status.ok())
+    return status;
 
   std::size_t run = num_cached;  // start of the run of newly filed blocks
   for (std::size_t i = num_cached; i <= num_full; ++i) {

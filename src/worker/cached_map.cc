@@ -9,7 +9,7 @@ namespace {
 
 // 32 well-mixed bits of the key. Digests of a cryptographic hash need no mixing, but 64-bit keys from
 // elsewhere do.
-std::uint32_t TagOf(const BlockHash& hash, std::uint32_t group_id) {
+std::uint32_t TagOf(const hash::Digest& hash, std::uint32_t group_id) {
   std::uint64_t words[4];
   static_assert(sizeof(words) == sizeof(hash.bytes));
   std::memcpy(words, hash.bytes.data(), sizeof(words));
@@ -20,18 +20,23 @@ std::uint32_t TagOf(const BlockHash& hash, std::uint32_t group_id) {
   return static_cast<std::uint32_t>(x >> 32);
 }
 
+// All 32 bytes, unused ones are zero: a comparison of fixed length is much the faster.
+bool SameDigest(const hash::Digest& a, const hash::Digest& b) {
+  return a.size == b.size && std::memcmp(a.bytes.data(), b.bytes.data(), sizeof(a.bytes)) == 0;
+}
+
 }  // namespace
 
 // At most half full: probes stay short and an empty slot always ends them.
 CachedMap::CachedMap(std::span<Block> blocks)
     : blocks_(blocks.data()), mask_(std::bit_ceil(blocks.size() * 2) - 1), slots_(mask_ + 1) {}
 
-std::size_t CachedMap::FindSlot(std::uint32_t tag, const BlockHash& hash, std::uint32_t group_id) const {
+std::size_t CachedMap::FindSlot(std::uint32_t tag, const hash::Digest& hash, std::uint32_t group_id) const {
   std::size_t i = tag & mask_;
   for (; slots_[i].block != kNoBlock; i = (i + 1) & mask_) {
     if (slots_[i].tag != tag) continue;
     const Block& block = blocks_[slots_[i].block];
-    if (block.group_id == group_id && block.hash == hash) break;
+    if (block.group_id == group_id && SameDigest(block.hash, hash)) break;
   }
   return i;
 }
@@ -45,11 +50,11 @@ std::size_t CachedMap::SlotOf(BlockId id) const {
   return i;
 }
 
-BlockId CachedMap::Find(const BlockHash& hash, std::uint32_t group_id) const {
+BlockId CachedMap::Find(const hash::Digest& hash, std::uint32_t group_id) const {
   return slots_[FindSlot(TagOf(hash, group_id), hash, group_id)].block;
 }
 
-bool CachedMap::Insert(BlockId id, const BlockHash& hash, std::uint32_t group_id) {
+bool CachedMap::Insert(BlockId id, const hash::Digest& hash, std::uint32_t group_id) {
   Block& block = blocks_[id];
   assert(!block.cached() && hash.size != 0);
   block.hash = hash;

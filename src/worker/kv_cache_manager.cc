@@ -120,12 +120,6 @@ absl::StatusOr<SlotResult> KvCacheManager::AllocateSlots(const Request& request,
   const bool commit = pool_.caching_enabled() && !slots.delay_cache_blocks;
   const std::uint64_t commit_tokens =
       std::min({total + slots.num_new_tokens, std::uint64_t{request.tokens.size()}, max_len});
-  if (commit && commit_tokens / block_size > request.block_hashes.size()) {
-    return absl::InvalidArgumentError(absl::StrCat("request ", request.id, ": ", commit_tokens,
-                                                   " tokens need ", commit_tokens / block_size,
-                                                   " block_hashes, there are ", request.block_hashes.size()));
-  }
-
   // Hits that nobody holds leave the free list when they are touched, so they use free blocks too.
   std::uint64_t free_hits = 0;
   for (const BlockId id : slots.hit.blocks) free_hits += pool_.block(id).ref_cnt == 0;
@@ -145,6 +139,14 @@ absl::StatusOr<SlotResult> KvCacheManager::AllocateSlots(const Request& request,
   }
   const std::uint64_t new_blocks = missing(need_slots);
   if (new_blocks + free_hits + watermark + slots.reserved_blocks > num_free) return SlotResult{};
+
+  if (commit) {
+    const std::span<const BlockId> table = held == nullptr ? std::span<const BlockId>() : held->blocks;
+    const std::size_t from = held == nullptr ? num_hits : held->num_cached;
+    absl::Status status =
+        pool_.CheckCacheable(request, table, from, commit_tokens / block_size, options_.group_id);
+    if (!status.ok()) return status;
+  }
 
   // From here on nothing can fail.
   if (held == nullptr) {

@@ -16,7 +16,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "llmd/worker/block_hash.h"
+#include "llmd/hash/digest.h"
 
 namespace llmd::worker {
 
@@ -27,7 +27,7 @@ inline constexpr BlockId kNoBlock = std::numeric_limits<BlockId>::max();  // "no
 
 // Sized to one cache line: the hot paths touch a block once.
 struct alignas(64) Block {
-  BlockHash hash;                // chained digest of the prefix ending here; size 0 while not cached
+  hash::Digest hash;             // chained digest of the prefix ending here; size 0 while not cached
   bool is_null = false;          // the null block
   bool is_first = false;         // CachedMap: the block that stands for its duplicates
   std::uint32_t group_id = 0;    // KV cache group of `hash`

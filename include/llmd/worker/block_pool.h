@@ -62,7 +62,9 @@ class BlockPool {
 
   // The block that holds this prefix, or kNoBlock. No side effects: Touch() it before anything else is
   // allocated.
-  BlockId Find(const BlockHash& hash, std::uint32_t group_id = 0) const { return map_.Find(hash, group_id); }
+  BlockId Find(const hash::Digest& hash, std::uint32_t group_id = 0) const {
+    return map_.Find(hash, group_id);
+  }
 
   // Appends `n` blocks to `out`, each with ref_cnt 1, taken from the front of the free list. A block that was
   // cached is evicted (event "removed" if no duplicate is left). ResourceExhausted when n > num_free().
@@ -82,6 +84,11 @@ class BlockPool {
   // so are blocks that are cached already (their hash must be the expected one). No effect with caching off.
   absl::Status CacheFullBlocks(const Request& request, std::span<const BlockId> table, std::size_t num_cached,
                                std::size_t num_full, std::uint32_t group_id = 0);
+
+  // Whether CacheFullBlocks() would accept this. `table` may end before `num_full`: those blocks are yet to
+  // be allocated.
+  absl::Status CheckCacheable(const Request& request, std::span<const BlockId> table, std::size_t num_cached,
+                              std::size_t num_full, std::uint32_t group_id = 0) const;
 
   // Forgets the hashes of these blocks (events "removed"); holders keep them. For KV that turned out to be
   // invalid.

@@ -26,11 +26,11 @@ class CachedMap {
 
   // The first block that was inserted, of those still here, under this key; kNoBlock when there is none.
   // O(1).
-  BlockId Find(const BlockHash& hash, std::uint32_t group_id) const;
+  BlockId Find(const hash::Digest& hash, std::uint32_t group_id) const;
 
   // Files block `id`, which must not be cached, under the key, and writes the key into it. True when the key
   // is new. O(1).
-  bool Insert(BlockId id, const BlockHash& hash, std::uint32_t group_id);
+  bool Insert(BlockId id, const hash::Digest& hash, std::uint32_t group_id);
 
   // Takes the cached block `id` out and clears its hash. True when it was the key's last block. O(1).
   bool Remove(BlockId id);
@@ -48,7 +48,7 @@ class CachedMap {
   };
 
   // The slot with this key, or the empty slot where it belongs.
-  std::size_t FindSlot(std::uint32_t tag, const BlockHash& hash, std::uint32_t group_id) const;
+  std::size_t FindSlot(std::uint32_t tag, const hash::Digest& hash, std::uint32_t group_id) const;
   std::size_t SlotOf(BlockId id) const;
   void EraseSlot(std::size_t hole);
 

@@ -43,15 +43,15 @@ struct KvCacheManagerOptions {
 
 // Leading blocks of a request that are cached already.
 struct PrefixHit {
-  std::span<const BlockId> blocks;  // valid until the next GetComputedBlocks()
-  std::uint32_t num_tokens = 0;     // blocks.size() * block_size
+  std::span<const BlockId> blocks = {};  // valid until the next GetComputedBlocks()
+  std::uint32_t num_tokens = 0;          // blocks.size() * block_size
 };
 
 // Input of AllocateSlots. The tokens of a request, left to right:
 //   | computed | hit | external | new | lookahead |
 struct SlotRequest {
   std::uint32_t num_new_tokens = 0;                // to be computed in this step
-  PrefixHit hit;                                   // only for a request that holds no blocks yet
+  PrefixHit hit = {};                              // only for a request that holds no blocks yet
   std::uint32_t num_external_computed_tokens = 0;  // KV that a connector will write into the new blocks
   std::uint32_t num_lookahead_tokens = 0;          // speculative: slots only, never committed here
   std::uint32_t reserved_blocks = 0;               // blocks promised to others

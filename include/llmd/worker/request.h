@@ -13,7 +13,8 @@
 #include <string_view>
 
 #include "llmd/base/types.h"
-#include "llmd/worker/block_hash.h"
+#include "llmd/hash/digest.h"
+#include "llmd/hash/extra_keys.h"
 
 namespace llmd::worker {
 
@@ -34,7 +35,7 @@ struct Request {
   // One digest per full block of `tokens`, from any hash chain (e.g. hash::VllmChain); block i's digest
   // stands for all tokens up to the end of block i. Must cover every block that is to be committed; may be
   // empty when caching is off.
-  std::span<const BlockHash> block_hashes;
+  std::span<const hash::Digest> block_hashes;
 
   std::uint32_t num_computed_tokens = 0;  // tokens whose KV is in blocks held by the request
   std::uint32_t num_preemptions = 0;      // > 0: prefix-cache statistics go to the preempted_* counters
@@ -44,6 +45,8 @@ struct Request {
   // Written into this request's BlockStored events.
   std::optional<std::int64_t> lora_id;
   std::string_view lora_name;  // "" when none
+  std::span<const hash::ExtraKeys>
+      extra_keys;  // per block, as they were hashed; may be shorter than block_hashes
 
   std::uint32_t num_tokens() const { return static_cast<std::uint32_t>(tokens.size()); }
 };

@@ -186,7 +186,7 @@ bool BlockPool::Reset() {
 }
 
 double BlockPool::usage() const {
-  return 1.0 - static_cast<double>(free_.size()) / static_cast<double>(options_.num_blocks - 1);
+  return static_cast<double>(num_held()) / static_cast<double>(options_.num_blocks - 1);
 }
 
 void BlockPool::TakeEvents(BlockEvents& out) {

@@ -26,7 +26,8 @@ struct ApproxPrefixOptions {
   std::uint32_t effective_block_size() const {
     return block_size < kMinBlockSize ? kMinBlockSize : block_size;
   }
-  // Blocks hashed at most; 0: no limit.
+  bool limited() const { return max_prefix_tokens != 0 || max_prefix_blocks != 0; }
+  // Blocks hashed at most, when limited().
   std::uint64_t max_blocks() const {
     return max_prefix_tokens != 0 ? max_prefix_tokens / effective_block_size() : max_prefix_blocks;
   }

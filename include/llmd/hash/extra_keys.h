@@ -58,10 +58,10 @@ std::string ToString(const ExtraKeys& keys);
 enum class ExtraKeyStyle : std::uint8_t {
   kIntLora,  // LoRA as its integer id, multimodal items as bare identifiers: up to 0.11.0
   kBare,     // LoRA by name, multimodal items as bare identifiers: 0.11.1 .. 0.18
-  kOffset,   // multimodal items as (identifier, offset - block start): 0.19 and later
+  kOffset,   // multimodal items as (identifier, offset - block start): 0.19 .. 0.29
   kTagged,   // ("lora", name, path), ("mm", identifier, offset), ("cache_salt", salt), ("prompt_embeds",
-            // digest): 0.33. Events still publish the kOffset form, so the LoRA path must be known from
-            // elsewhere.
+             // digest): 0.32 and later (0.30 and 0.31 not checked). Events still carry the kOffset form, so
+             // the LoRA path must be known from elsewhere.
 };
 std::string_view ToString(ExtraKeyStyle style);
 

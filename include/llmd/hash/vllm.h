@@ -47,13 +47,13 @@ absl::StatusOr<VllmAlgorithm> ParseVllmAlgorithm(std::string_view name);
 
 // How the parent of a first block comes about.
 struct NoneHash {
-  enum class Kind : std::uint8_t { kSeedText, kRaw, kIntegerZero };
+  enum class Kind : std::uint8_t { kVllmDefault, kSeedText, kRaw, kIntegerZero };
 
   // PYTHONHASHSEED is set to `text` (the empty string counts): NONE_HASH = H(serialize(text)).
   static NoneHash SeedText(std::string_view text) { return {Kind::kSeedText, std::string(text), {}}; }
-  // PYTHONHASHSEED is not set, vLLM 0.29 or later, a SHA-256 algorithm. Create() refuses it for xxhash, whose
-  // NONE_HASH stays random there.
-  static NoneHash VllmDefault() { return {Kind::kSeedText, std::string(kVllmDefaultSeed), {}}; }
+  // PYTHONHASHSEED is not set, vLLM 0.29 or later, sha256 or sha256_cbor. Everywhere else NONE_HASH is random
+  // when the variable is not set, and Create() refuses this policy.
+  static NoneHash VllmDefault() { return {}; }
   // NONE_HASH itself, e.g. the 32 random bytes of a release before that default.
   static NoneHash Raw(const Digest& value) { return {Kind::kRaw, {}, value}; }
   // The integer 0, as LMCache uses without vLLM.
@@ -61,7 +61,7 @@ struct NoneHash {
 
   static constexpr std::string_view kVllmDefaultSeed = "vllm-none-hash";
 
-  Kind kind = Kind::kSeedText;
+  Kind kind = Kind::kVllmDefault;
   std::string seed_text;
   Digest raw;
 };
@@ -125,7 +125,7 @@ class VllmChain {
   }
 
  private:
-  void HashNext(TokenSpan block);
+  void Append(TokenSpan block);
 
   VllmHasher hasher_;
   ExtraKeyBuilder extras_;

@@ -9,6 +9,7 @@
 #include <cstddef>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace llmd::events {
@@ -29,11 +30,13 @@ class Arena {
     std::byte* start = next_;
     next_ += bytes;
     left_ -= bytes;
+    used_ += bytes;
     return reinterpret_cast<T*>(start);
   }
 
   void Reset();
 
+  std::size_t used_bytes() const { return used_; }
   std::size_t capacity_bytes() const { return capacity_; }
 
  private:
@@ -45,6 +48,7 @@ class Arena {
   std::vector<std::unique_ptr<std::byte[]>> chunks_;
   std::byte* next_ = nullptr;
   std::size_t left_ = 0;
+  std::size_t used_ = 0;
   std::size_t capacity_ = 0;
 };
 

@@ -24,12 +24,13 @@ namespace llmd::events {
 
 // The first two refuse the batch, the others skip an event. The defaults are far above what engines send.
 struct DecodeLimits {
-  std::size_t max_payload_bytes = 64u << 20;
+  std::size_t max_payload_bytes = 16u << 20;
   std::uint32_t max_events = 1u << 20;         // per batch
   std::uint32_t max_hashes = 1u << 20;         // per event
   std::uint32_t max_tokens = 16u << 20;        // per event
   std::uint32_t max_string_bytes = 64u << 10;  // any string or byte string that is kept
   std::uint32_t max_extra_keys_per_block = 1024;
+  std::size_t max_decoded_bytes = 64u << 20;  // arrays of all events of a batch, as decoded
   std::uint32_t max_nesting = 16;  // containers inside one value that is not interpreted; at most 64
 };
 

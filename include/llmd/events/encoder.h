@@ -24,7 +24,8 @@ enum class Schema : std::uint8_t {
   kArray9,   // extra_keys
   kArray10,  // group_idx (stored and removed)
   kArray12,  // kv_cache_spec_kind, kv_cache_spec_sliding_window
-  kMap,      // vLLM 0.24 and later: tagged maps
+  kMap,      // vLLM 0.24: tagged maps
+  kMapWide,  // vLLM 0.33: lookahead_token_ids, and with it a 16-bit map header on BlockStored
 };
 
 // Replaces the contents of `payload`. A hash is written as an integer, or as a byte string where

@@ -74,6 +74,9 @@ struct Event {
   std::string_view lora_name;
   // extra_keys[i] are those of block i. Empty when the event has none; may be shorter than `hashes`.
   std::span<const std::span<const ExtraKey>> extra_keys;
+  // lookahead_tokens[i]: tokens beyond block i that went into its hash (vLLM 0.33 with lookahead hashing).
+  // Else empty.
+  std::span<const TokenSpan> lookahead_tokens;
   std::string_view cache_salt;  // SGLang, Mooncake
   std::string_view session_id;
 
@@ -115,7 +118,8 @@ class EventBatch {
 
   // Events of the batch that could not be used: malformed, of unknown kind, over a limit, or cut off.
   std::uint64_t skipped_events() const { return skipped_; }
-  // The payload ended early: events after the cut are lost and counted in skipped_events().
+  // The payload ended early or stopped being MessagePack: events after that point are lost and counted in
+  // skipped_events(). The rank comes last on the wire, so it may be missing too.
   bool truncated() const { return truncated_; }
   // Why the first skipped event was skipped, with an excerpt of its bytes in hex; OK when none was.
   const absl::Status& first_error() const { return first_error_; }

@@ -60,7 +60,8 @@ class ReplayRequest {
   std::array<std::byte, 8> seq_;
 };
 
-// The publisher's side: the start sequence in [identity, "", start_seq], as a ROUTER socket sees it.
+// The publisher's side: the start sequence in [identity, "", start_seq], as a ROUTER socket sees it. Like
+// vLLM, does not look at the frame between.
 absl::StatusOr<std::uint64_t> ParseReplayRequest(std::span<const Frame> frames);
 
 }  // namespace llmd::events

@@ -59,12 +59,12 @@ struct StreamAction {
     kClear,          // forget everything this publisher has announced
     kRequestReplay,  // ask for batches from `seq` on; tag the answers with `request`. On a new socket:
                      // answers to an earlier request must not arrive under this one's tag
-    kCancelReplay,  // close the socket of `request`; answers still on the way are ignored
+    kCancelReplay,   // close the socket of `request`; answers still on the way are ignored
   };
   Kind kind;
   std::uint64_t seq = 0;
   std::uint64_t request = 0;
-  std::span<const std::byte> payload;
+  std::span<const std::byte> payload = {};
 };
 
 struct StreamCounters {
@@ -109,16 +109,61 @@ class PublisherStream {
   std::size_t held_bytes() const { return held_bytes_; }
 
  private:
-  // filled in with the implementation
+  enum class Purpose : std::uint8_t {
+    kFill,    // batches from the one after last_applied_ on; from 0 when nothing is applied
+    kVerify,  // last_applied_ once more, then as above
+  };
+  struct Held {
+    std::uint64_t seq;
+    std::vector<std::byte> payload;
+  };
+
   bool CoolingDown() const { return cooldown_until_ != absl::InfinitePast(); }
+  bool Awaits(std::uint64_t request) const { return recovering_ && outstanding_ && request == request_; }
+  bool CaughtUp() const { return !last_live_ || (last_applied_ && *last_applied_ >= *last_live_); }
+
+  void Begin();
+  void Take(absl::Time now, std::uint64_t seq, std::span<const std::byte> payload);
+  void Apply(std::uint64_t seq, std::span<const std::byte> payload);
+  void Clear();
+  void Hold(std::uint64_t seq, std::span<const std::byte> payload);
+  void ApplyHeld();
+  void DropHeld();
+  Held PopHeld();
+
+  void StartRecovery(absl::Time now, Purpose purpose);
+  void SendRequest(absl::Time now);
+  void CancelRequest();
+  void EndAttempt(absl::Time now, bool complete);
+  void GiveUp(absl::Time now);
+  void NoteRestart(absl::Time now);
+  void EndCooldown(absl::Time now);
 
   StreamOptions options_;
   StreamCounters counters_;
   std::vector<StreamAction> actions_;
-  std::optional<std::uint64_t> last_applied_;
+
+  std::optional<std::uint64_t> last_applied_;   // since the last clear
+  std::optional<std::uint64_t> last_live_;      // last live number of this publisher process
+  std::optional<std::uint64_t> never_applied_;  // numbers from here on were never applied, of this process
+  std::uint64_t last_hash_ = 0;                 // of the payload of last_applied_
+  bool dirty_ = false;                          // something was applied since the last clear
+
   bool recovering_ = false;
+  bool outstanding_ = false;  // a request is under way; else the next one is due at next_request_
+  bool progressed_ = false;   // the request has brought something
+  Purpose purpose_ = Purpose::kFill;
+  int fruitless_attempts_ = 0;
+  std::uint64_t request_ = 0;
+  absl::Time recovery_deadline_;
+  absl::Time idle_deadline_;
+  absl::Time next_request_;
+  absl::Time last_request_ = absl::InfinitePast();
   absl::Time cooldown_until_ = absl::InfinitePast();
+
+  std::deque<Held> held_;
   std::size_t held_bytes_ = 0;
+  std::vector<Held> released_;  // payloads that the current actions point to
 };
 
 }  // namespace llmd::events

@@ -45,7 +45,7 @@ struct EndpointMetadata {
 
 // Stages of serving that an endpoint takes part in, from its label `llm-d.ai/role`.
 inline constexpr std::string_view kRoleLabel = "llm-d.ai/role";
-enum RoleBits : std::uint8_t { kEncode = 1, kPrefill = 2, kDecode = 4 };
+enum Role : std::uint8_t { kRoleEncode = 1, kRolePrefill = 2, kRoleDecode = 4 };
 
 // Metadata plus what is derived from it once.
 struct EndpointIdentity {
@@ -54,7 +54,7 @@ struct EndpointIdentity {
   EndpointMetadata metadata;
   std::string id;         // "namespace/name"
   std::string host_port;  // "address:port", IPv6 in brackets
-  std::uint8_t roles;     // RoleBits; no label means decode, an unknown role means none
+  std::uint8_t roles;     // set of Role; no label means decode, an unknown role means none
 };
 
 // A measured value and when it was read.

@@ -33,8 +33,9 @@ inline constexpr PrefixSource kMaxPrefixSources = 8;
 
 // The endpoint and tier of one holder of an index.
 struct HolderBinding {
-  EndpointHandle endpoint;  // generation 0: the slot is not bound
-  std::uint32_t tier = 0;   // index into HolderTable::tiers
+  EndpointHandle endpoint;       // generation 0: the slot is not bound
+  std::uint32_t tier = 0;        // index into HolderTable::tiers
+  std::uint32_t generation = 0;  // the holder's
 };
 
 struct HolderTable {
@@ -73,7 +74,8 @@ class EndpointPool {
   // replaced. NotFound for an unknown endpoint, InvalidArgument for a source out of range.
   absl::Status BindHolder(PrefixSource source, index::HolderId holder, EndpointHandle endpoint,
                           std::string_view tier = "gpu");
-  // To be called when the index retires the holder.
+  // To be called when the index retires the holder. Nothing happens when its slot is bound to another holder
+  // by now.
   void UnbindHolder(PrefixSource source, index::HolderId holder);
   // Empty table for a source without bindings.
   const HolderTable& holders(PrefixSource source) const;

@@ -40,6 +40,8 @@ struct Explanation {
     std::uint64_t tie_seed = 0;
     std::vector<Position> picked;  // best first
 
+    // Forgets a run, keeping the memory and the name.
+    void Clear();
     double raw_at(std::size_t scorer, std::size_t endpoint) const {
       return raw[scorer * totals.size() + endpoint];
     }

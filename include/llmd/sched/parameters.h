@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "absl/time/time.h"
 
 namespace llmd::sched {
 
@@ -63,7 +64,7 @@ inline Value Parameters(std::initializer_list<Value::Field> fields) {
 
 class ParameterReader {
  public:
-  // `owner` names the plugin in messages. Both must outlive the reader.
+  // `owner` names the plugin in messages. `parameters` must outlive the reader.
   ParameterReader(std::string_view owner, const Value& parameters);
 
   // Sets `out` when the field is present and not null.
@@ -72,6 +73,7 @@ class ParameterReader {
   void Optional(std::string_view field, double* out);  // an integer is accepted
   void Optional(std::string_view field, std::string* out);
   void Optional(std::string_view field, std::vector<std::string>* out);
+  void Optional(std::string_view field, absl::Duration* out);  // "200ms"
   // The field itself, for nested structures; null when absent.
   const Value* Raw(std::string_view field);
 
@@ -84,7 +86,7 @@ class ParameterReader {
  private:
   void WrongType(std::string_view field, const Value& value, std::string_view expected);
 
-  std::string_view owner_;
+  std::string owner_;
   Value::Map empty_;
   const Value::Map* fields_;
   std::vector<bool> used_;

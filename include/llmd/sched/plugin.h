@@ -126,10 +126,9 @@ class DataProducer {
 class PreRequest {
  public:
   virtual ~PreRequest() = default;
-  // Called by one thread at a time.
-  virtual absl::Status OnDecision(const Request& request, const EndpointPool& pool, const Decision& decision,
-                                  std::span<const std::string> profiles, absl::Time now,
-                                  HeaderEdits& headers) = 0;
+  // Called by one thread at a time, with the data of the decision still readable. `profiles` are their names.
+  virtual absl::Status OnDecision(Context& context, const Decision& decision,
+                                  std::span<const std::string> profiles, HeaderEdits& headers) = 0;
 };
 
 }  // namespace llmd::sched

@@ -8,16 +8,19 @@
 #ifndef LLMD_SCHED_PREFIX_H_
 #define LLMD_SCHED_PREFIX_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <string_view>
 
+#include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "llmd/base/types.h"
 #include "llmd/index/approx_index.h"
 #include "llmd/index/prefix_index.h"
 #include "llmd/index/types.h"
+#include "llmd/sched/parameters.h"
 
 namespace llmd::sched {
 
@@ -30,6 +33,26 @@ struct PrefixMatch {
   std::uint32_t block_size = 0;     // tokens
   std::uint32_t cached_blocks = 0;  // not weighted
 };
+
+// How the chain of the approximate source is made: parameters of approx-prefix-cache-producer. The host that
+// computes the chain takes block size and capacity from here; the producer itself cuts the chain to
+// MaxBlocks().
+struct ApproxPrefixOptions {
+  bool auto_tune = true;                    // prefer what engines report
+  std::int64_t block_size = 16;             // tokens
+  std::int64_t max_prefix_tokens = 131072;  // 0 or less: see max_prefix_blocks
+  std::int64_t max_prefix_blocks = 2048;    // used when max_prefix_tokens is not; 0 or less: no limit
+  std::int64_t lru_capacity = 31250;        // blocks per endpoint
+
+  // Tokens per block, at least 64. `reported` is the engine's block size, 0 when unknown.
+  std::uint32_t BlockSize(std::uint32_t reported) const;
+  // Leading blocks of a prompt that take part.
+  std::size_t MaxBlocks(std::uint32_t block_size_tokens) const;
+  // For ApproxIndex::AddHolder(). `reported` is the engine's number of blocks, 0 when unknown.
+  std::size_t LruCapacity(std::uint64_t reported) const;
+};
+
+absl::StatusOr<ApproxPrefixOptions> ParseApproxPrefixOptions(std::string_view owner, const Value& parameters);
 
 // One thread's way to match chains.
 class PrefixMatcher {

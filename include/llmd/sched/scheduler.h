@@ -58,6 +58,10 @@ struct ProfileSpec {
 // picker of the plugins, or max-score-picker; a datum that is required and not produced: its default
 // producer.
 struct SchedulerConfig {
+  // What runs when nothing is configured: queue-scorer 2, kv-cache-utilization-scorer 2,
+  // prefix-cache-scorer 3.
+  static SchedulerConfig Default();
+
   std::vector<PluginSpec> plugins;
   std::vector<ProfileSpec> profiles;
 };
@@ -90,19 +94,21 @@ class Scheduler {
   absl::Status Schedule(const ScheduleInput& input, Workspace& workspace, Decision& decision,
                         Explanation* explanation = nullptr) const;
 
-  // To be called when the decision is carried out. Runs every PreRequest plugin, even after a failure;
-  // returns the only failure as it is, several as Internal. Headers are appended to `headers`.
-  absl::Status PreRequest(const Request& request, const EndpointPool& pool, const Decision& decision,
-                          absl::Time now, HeaderEdits& headers);
+  // To be called when the decision is carried out, before the workspace serves another one. Runs every
+  // PreRequest plugin, even after a failure; returns the only failure as it is, several as Internal. Headers
+  // are appended.
+  absl::Status RunPreRequest(const ScheduleInput& input, Workspace& workspace, const Decision& decision,
+                             HeaderEdits& headers);
 
   // Names in the order of Decision::profiles.
   const std::vector<std::string>& profiles() const;
   // Null when unknown.
   const Plugin* FindPlugin(std::string_view name) const;
 
+  struct Impl;  // private to the component
+
  private:
   friend class Workspace;
-  struct Impl;
   explicit Scheduler(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };

@@ -4,10 +4,9 @@
 set -euo pipefail
 list="$(dirname "$0")/packages.txt"
 
-wanted=()
-for group in "$@"; do
-  mapfile -t -O "${#wanted[@]}" wanted < <(awk -v group="$group" '$1 !~ /^#/ && $2 == group {print $1}' "$list")
-done
+# No process substitution in this script: a bare chroot has no /dev/fd.
+names=$(awk -v groups=" $* " '$1 !~ /^#/ && index(groups, " " $2 " ") {print $1}' "$list")
+mapfile -t wanted <<<"$names"
 
 if ! command -v dpkg-query >/dev/null; then
   echo "This is neither Debian nor Ubuntu: going on with what is here. Needed are the equivalents of: ${wanted[*]}"

@@ -46,9 +46,9 @@ fi
 # A source that cannot be read matters only if a package is not found for it.
 apt update || true
 if ! apt install --no-install-recommends "${missing[@]}"; then
-  tail -n 15 "$log" >&2
-  echo "error: apt-get could not install: ${missing[*]}" >&2
-  echo "Is there a network, and do the machine's package sources work? (apt-get's last lines are above.)" >&2
+  tail -n 5 "$log" >&2
+  echo "error: apt-get could not install the missing packages." >&2
+  echo "Its last lines are above. Is there a network, and do the machine's package sources work?" >&2
   exit 1
 fi
 echo "Installed in $((SECONDS - start)) s."

@@ -295,6 +295,25 @@ TEST_F(StreamTest, AReconnectThatCannotBeVerifiedClears) {
   EXPECT_EQ(RunFor(absl::Seconds(7)), "cancel, replay 2, cancel, replay 2, cancel, clear");
 }
 
+TEST_F(StreamTest, AReconnectWithNothingAppliedForgetsTheOldNumbers) {
+  Start(3);
+  EXPECT_EQ(Live(9), "replay 3");
+  EXPECT_EQ(RunFor(absl::Seconds(7)), "cancel, replay 3, cancel, replay 3, cancel, clear");
+  now_ += absl::Seconds(40);
+  EXPECT_EQ(Connect(), "replay 0");
+  EXPECT_EQ(Replayed(0, "new"), "apply 0");
+  EXPECT_EQ(End(), "");
+  EXPECT_TRUE(stream_.in_sync());  // 9 was the old process's
+}
+
+TEST_F(StreamTest, AReconnectDuringTheCooldownWaits) {
+  Start(3);
+  Live(9);
+  RunFor(absl::Seconds(7));
+  EXPECT_EQ(Connect(), "");
+  EXPECT_EQ(RunFor(absl::Seconds(30)), "replay 0");
+}
+
 TEST_F(StreamTest, HeldBatchesStayWithinTheirBudget) {
   stream_ = PublisherStream({.max_held_bytes = 1000});
   Connect();

@@ -71,7 +71,7 @@ struct PrefixIndex::Impl {
   StoreResult Store(std::uint16_t slot, const NamespaceId& ns, std::optional<EngineKey> parent,
                     std::span<const StoredBlock> blocks);
   void AfterWrite() {
-    if ((++writes & 7) == 0) trie.Maintain();
+    if ((++writes & 1) == 0) trie.Maintain();
     trie.EnforceBudget();
   }
 

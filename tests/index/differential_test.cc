@@ -17,6 +17,7 @@ using Keys = StreamProfile::Keys;
 std::vector<StreamProfile> Profiles() {
   std::vector<StreamProfile> profiles;
   profiles.push_back({.name = "Typical"});
+  profiles.push_back({.name = "Faultless", .contents = 20, .mistakes = 0});
   profiles.push_back({.name = "TypicalKeySpaces", .key_spaces = 3, .namespaces = 3});
   profiles.push_back({.name = "OneFamily", .namespaces = 1, .contents = 2, .chains = 6, .max_chain = 12});
   profiles.push_back({.name = "BinaryTree", .namespaces = 1, .contents = 2, .chains = 60, .max_chain = 9});
@@ -105,7 +106,10 @@ INSTANTIATE_TEST_SUITE_P(Streams, DifferentialScale,
                                                        .max_chain = 70000,
                                                        .max_batch = 300,
                                                        .lifecycle = 0.001,
-                                                       .removes = 0.08,
+                                                       .removes = 0.03,
+                                                       .mistakes = 0,
+                                                       .new_chains = 0,
+                                                       .onward = 40,
                                                        .match_every = 100},
                                          StreamProfile{.name = "LongChainsForeign",
                                                        .operations = 1500,
@@ -117,7 +121,10 @@ INSTANTIATE_TEST_SUITE_P(Streams, DifferentialScale,
                                                        .max_chain = 70000,
                                                        .max_batch = 300,
                                                        .lifecycle = 0.001,
-                                                       .removes = 0.08,
+                                                       .removes = 0.03,
+                                                       .mistakes = 0,
+                                                       .new_chains = 0,
+                                                       .onward = 40,
                                                        .match_every = 100},
                                          StreamProfile{.name = "ManyHolders",
                                                        .operations = 12000,

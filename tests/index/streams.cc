@@ -31,7 +31,7 @@ BlockKey Stream::Content() {
 void Stream::NewChain(std::size_t at) {
   Chain chain{.ns = MakeNs(random_.Below(profile_.namespaces)), .contents = {}, .paths = {}};
   const Chain& other = chains_[random_.Below(chains_.size())];
-  if (random_.Chance(0.7)) {
+  if (!other.contents.empty() && random_.Chance(0.7)) {
     chain.ns = other.ns;
     chain.contents.assign(other.contents.begin(),
                           other.contents.begin() + random_.Between(0, other.contents.size()));
@@ -85,7 +85,10 @@ Operation Stream::Next() {
   if (asked_++ < holders_.size()) return AddHolder(asked_ - 1);
   if (asked_ % profile_.match_every == 0) return NextMatch();
   if (random_.Chance(profile_.lifecycle)) return NextLifecycle();
-  if (random_.Chance(0.01)) NewChain(random_.Below(chains_.size()));
+  if (const std::size_t at = random_.Below(holders_.size()); !holders_[at].live && random_.Chance(0.1)) {
+    return AddHolder(at);
+  }
+  if (random_.Chance(profile_.new_chains)) NewChain(random_.Below(chains_.size()));
   return random_.Chance(profile_.removes) ? NextRemove() : NextStore();
 }
 
@@ -95,7 +98,7 @@ Operation Stream::NextStore() {
   const std::size_t which = random_.Below(chains_.size());
   const Chain& chain = chains_[which];
   operation.holder = holder.ordinal;
-  operation.ns = random_.Chance(0.02) ? MakeNs(random_.Below(profile_.namespaces)) : chain.ns;
+  operation.ns = random_.Chance(profile_.mistakes) ? MakeNs(random_.Below(profile_.namespaces)) : chain.ns;
   if (random_.Chance(0.07)) {
     operation.kind = Kind::kStoreKnown;
     operation.keys = SomeKeys(holders_[random_.Below(holders_.size())]);
@@ -103,13 +106,13 @@ Operation Stream::NextStore() {
   }
   if (profile_.keys == Keys::kShifting && random_.Chance(0.02)) holder.epoch = random_.Below(3);
 
-  const std::uint64_t start = random_.Below(4);
+  const std::uint64_t start = random_.Below(profile_.onward + 2);
   std::size_t& progress = holder.progress[which];
   if (progress >= chain.contents.size()) progress = 0;
   const std::size_t begin = start == 0 ? 0 : start == 1 ? random_.Below(chain.contents.size()) : progress;
   const std::size_t batch = random_.Chance(0.02) ? 0 : random_.Between(1, profile_.max_batch);
   const std::size_t end = std::min(begin + batch, chain.contents.size());
-  if (begin > 0 && !random_.Chance(0.02)) operation.parent = Engine(holder, chain, begin - 1);
+  if (begin > 0 && !random_.Chance(profile_.mistakes)) operation.parent = Engine(holder, chain, begin - 1);
   for (std::size_t i = begin; i < end; ++i)
     operation.blocks.push_back({Engine(holder, chain, i), chain.contents[i]});
   if (profile_.keys == Keys::kTiny && !operation.blocks.empty() && random_.Chance(0.1)) {
@@ -128,6 +131,7 @@ std::vector<EngineKey> Stream::SomeKeys(Holder& holder) {
   };
   switch (random_.Below(8)) {
     case 0:
+      if (random_.Chance(0.6)) break;
       tail(chain.contents.size(), chain.contents.size());
       holder.progress.erase(which);
       break;
@@ -168,15 +172,15 @@ Operation Stream::NextLifecycle() {
   const std::size_t at = random_.Below(holders_.size());
   Holder& holder = holders_[at];
   operation.holder = holder.ordinal;
+  if (!holder.live) return AddHolder(at);
   switch (random_.Below(6)) {
     case 0:
+    case 1:
       operation.kind = Kind::kCompact;
       return operation;
-    case 1:  // a name that is taken, or the successor of a retired holder
     case 2:
-      return AddHolder(at);
+      return AddHolder(at);  // the name is taken
     case 3:
-    case 4:
       operation.kind = Kind::kRetire;  // its late events follow until it is added again
       holder.live = false;
       break;

@@ -38,6 +38,9 @@ struct StreamProfile {
   std::size_t max_batch = 8;   // blocks of one Store
   double lifecycle = 0.02;     // share of Clear, Retire and AddHolder
   double removes = 0.25;
+  double mistakes = 0.02;       // share of stores with a wrong namespace, and of stores without their parent
+  double new_chains = 0.01;     // share of operations before which a chain is replaced by another
+  std::uint64_t onward = 2;     // of onward + 2 stores, so many go on where the holder's last one ended
   std::size_t match_every = 3;  // operations
 };
 

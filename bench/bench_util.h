@@ -13,7 +13,8 @@
 namespace llmd::bench {
 
 inline std::int64_t NowNs() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(
+             std::chrono::steady_clock::now().time_since_epoch())
       .count();
 }
 
@@ -42,9 +43,11 @@ class Reporter {
   void Report(const std::string& case_name, const std::string& metric, double value, const std::string& unit,
               bool lower_is_better) const {
     if (json_) {
-      std::printf("{\"bench\":\"%s\",\"case\":\"%s\",\"metric\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"better\":\"%s\"}\n",
-                  bench_.c_str(), case_name.c_str(), metric.c_str(), value, unit.c_str(),
-                  lower_is_better ? "lower" : "higher");
+      std::printf(
+          "{\"bench\":\"%s\",\"case\":\"%s\",\"metric\":\"%s\",\"value\":%.6g,\"unit\":\"%s\",\"better\":\"%"
+          "s\"}\n",
+          bench_.c_str(), case_name.c_str(), metric.c_str(), value, unit.c_str(),
+          lower_is_better ? "lower" : "higher");
     } else {
       std::printf("%-14s %-26s %-34s %14.6g %s\n", bench_.c_str(), case_name.c_str(), metric.c_str(), value,
                   unit.c_str());

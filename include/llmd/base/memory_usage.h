@@ -27,7 +27,7 @@ struct MemoryUsage {
   std::size_t total_bytes() const { return live_bytes() + dead_bytes() + free_bytes(); }
 
  private:
-  std::size_t Sum(std::size_t Cause::* member) const {
+  std::size_t Sum(std::size_t Cause::*member) const {
     std::size_t sum = 0;
     for (const Cause& cause : causes) sum += cause.*member;
     return sum;

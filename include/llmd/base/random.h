@@ -1,8 +1,8 @@
 // A seeded random source that gives the same numbers with every compiler and standard library.
 //
-// Components that need randomness take a `Random&`; the host owns it and chooses the seed, so a run can be replayed.
-// Generator: xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom number generators").
-// Not thread safe: one object per thread. Not for cryptography.
+// Components that need randomness take a `Random&`; the host owns it and chooses the seed, so a run can be
+// replayed. Generator: xoshiro256** seeded by splitmix64 (Blackman and Vigna, "Scrambled linear pseudorandom
+// number generators"). Not thread safe: one object per thread. Not for cryptography.
 #ifndef LLMD_BASE_RANDOM_H_
 #define LLMD_BASE_RANDOM_H_
 

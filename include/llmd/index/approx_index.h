@@ -1,9 +1,10 @@
 // The approximate prefix index: where prompts were sent, as a guess of what each endpoint holds.
 //
-// For engines that publish no KV events. After each decision the host records the prompt's chain at the chosen endpoint;
-// a match reports, as the exact index does, how many leading blocks each endpoint was last known to have. Each holder
-// forgets by itself: at most `capacity_blocks`, least recently predicted first, and nothing older than `ttl`.
-// Recency changes on Predict() only, never on Match(). Threads as in PrefixIndex: one writer, any number of Readers.
+// For engines that publish no KV events. After each decision the host records the prompt's chain at the
+// chosen endpoint; a match reports, as the exact index does, how many leading blocks each endpoint was last
+// known to have. Each holder forgets by itself: at most `capacity_blocks`, least recently predicted first,
+// and nothing older than `ttl`. Recency changes on Predict() only, never on Match(). Threads as in
+// PrefixIndex: one writer, any number of Readers.
 #ifndef LLMD_INDEX_APPROX_INDEX_H_
 #define LLMD_INDEX_APPROX_INDEX_H_
 
@@ -22,7 +23,7 @@
 namespace llmd::index {
 
 struct ApproxIndexOptions {
-  std::size_t capacity_blocks = 31250;  // per holder, unless AddHolder() says otherwise; at least 1
+  std::size_t capacity_blocks = 31250;            // per holder, unless AddHolder() says otherwise; at least 1
   absl::Duration ttl = absl::InfiniteDuration();  // > 0
   std::size_t max_bytes = std::size_t{1} << 30;
   std::size_t max_holders = 4096;  // 1 .. 65535
@@ -38,8 +39,8 @@ class ApproxIndex {
   // `capacity_blocks` 0 takes the option's value (an engine that reports its cache size gives its own).
   absl::StatusOr<HolderId> AddHolder(std::string_view endpoint, std::size_t capacity_blocks = 0);
 
-  // The chain was sent to the holder at `now` (not before earlier calls). Blocks beyond the holder's capacity are not
-  // recorded. False for a retired holder.
+  // The chain was sent to the holder at `now` (not before earlier calls). Blocks beyond the holder's capacity
+  // are not recorded. False for a retired holder.
   bool Predict(HolderId holder, const NamespaceId& ns, BlockKeySpan chain, absl::Time now);
   // Forgets what is older than the TTL at `now`; Predict() does it for its own holder.
   void Expire(absl::Time now);
@@ -55,7 +56,9 @@ class ApproxIndex {
   class Reader {
    public:
     explicit Reader(const ApproxIndex& index);
-    void Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result) { reader_.Match(ns, chain, result); }
+    void Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result) {
+      reader_.Match(ns, chain, result);
+    }
 
    private:
     PrefixIndex::Reader reader_;

@@ -7,23 +7,24 @@
 //   MatchResult result;
 //   reader.Match(ns, chain, result);                    // {{pod.slot, depth}, ...}
 //
-// Meaning. The index holds a trie of blocks; a node is a chain of content keys inside a namespace. Store() adds a holder
-// to nodes, Remove() takes it away, Match() reports for each holder how many leading nodes of a chain it holds; a hole
-// stops the count. Answers are exact: what a literal map of sets would give (spec: prefix-index.md 1).
+// Meaning. The index holds a trie of blocks; a node is a chain of content keys inside a namespace. Store()
+// adds a holder to nodes, Remove() takes it away, Match() reports for each holder how many leading nodes of a
+// chain it holds; a hole stops the count. Answers are exact: what a literal map of sets would give (spec:
+// prefix-index.md 1).
 //
-// Engine keys. A node is created by a Store(), whose engine key becomes the node's own in the holder's key space unless
-// another live node has it already. A holder that publishes another engine key for a known node, or a known engine key
-// for another node (foreign seeds, hash twins), keeps a binding of its own. A key that one holder binds to a new node
-// leaves the old one: the newer announcement wins. A node, and its engine key, lives while a holder has it or any of its
-// descendants; so a parent that is a hole can still be named.
+// Engine keys. A node is created by a Store(), whose engine key becomes the node's own in the holder's key
+// space unless another live node has it already. A holder that publishes another engine key for a known node,
+// or a known engine key for another node (foreign seeds, hash twins), keeps a binding of its own. A key that
+// one holder binds to a new node leaves the old one: the newer announcement wins. A node, and its engine key,
+// lives while a holder has it or any of its descendants; so a parent that is a hole can still be named.
 //
-// Threads. One thread at a time writes (every non-const member of PrefixIndex); any number of threads match, each with
-// its own Reader, at any time. A reader takes no lock, waits for nobody and writes to no memory that others read often;
-// a match that runs beside writes sees each run of blocks as it was at some moment of the match. A Reader must not
-// outlive its index.
+// Threads. One thread at a time uses PrefixIndex itself, const members included; any number of threads match,
+// each with its own Reader, at any time. A reader takes no lock, waits for nobody and writes to no memory
+// that others read often; a match that runs beside writes sees each run of blocks as it was at some moment of
+// the match. A Reader must not outlive its index.
 //
-// Memory. Bounded by `max_bytes`; over it, the runs of blocks that were stored to least recently are dropped (segmented
-// LRU) and counted. Nothing is freed by readers. Writes do not allocate per block.
+// Memory. Bounded by `max_bytes`; over it, the runs of blocks that were stored to least recently are dropped
+// (segmented LRU) and counted. Nothing is freed by readers. Writes do not allocate per block.
 #ifndef LLMD_INDEX_PREFIX_INDEX_H_
 #define LLMD_INDEX_PREFIX_INDEX_H_
 
@@ -77,7 +78,7 @@ struct IndexStats {
   std::uint64_t evicted_holder_blocks = 0;
   // Present state.
   std::uint64_t holders = 0;
-  std::uint64_t nodes = 0;          // live or waiting for compaction
+  std::uint64_t nodes = 0;  // live or waiting for compaction
   std::uint64_t runs = 0;
   std::uint64_t holder_blocks = 0;  // pairs (holder, block)
   std::uint64_t foreign_keys = 0;   // bindings kept per holder
@@ -101,8 +102,8 @@ class PrefixIndex {
   // The holder has `blocks`, in order, below `parent` (nullopt: from the root of `ns`).
   StoreResult Store(HolderId holder, const NamespaceId& ns, std::optional<EngineKey> parent,
                     std::span<const StoredBlock> blocks);
-  // The holder has the blocks that other holders of its key space published under `keys` (a tier update, which carries
-  // no tokens). Returns how many were known.
+  // The holder has the blocks that other holders of its key space published under `keys` (a tier update,
+  // which carries no tokens). Returns how many were known.
   std::size_t StoreKnown(HolderId holder, std::span<const EngineKey> keys);
   // The holder no longer has these blocks. Returns how many it had.
   std::size_t Remove(HolderId holder, std::span<const EngineKey> keys);
@@ -117,8 +118,8 @@ class PrefixIndex {
   MemoryUsage memory_usage() const;
   IndexStats stats() const;
 
-  // Writes the whole index, holders included, to `sink` in pieces: versioned, little-endian, with a checksum. `sink`
-  // returning an error stops it, and the error is returned.
+  // Writes the whole index, holders included, to `sink` in pieces: versioned, little-endian, with a checksum.
+  // `sink` returning an error stops it, and the error is returned.
   using Sink = std::function<absl::Status(std::span<const std::byte>)>;
   absl::Status Snapshot(const Sink& sink) const;
   // Reads a snapshot into an empty index made with `options`. DataLoss for a damaged or truncated one,
@@ -126,8 +127,8 @@ class PrefixIndex {
   static absl::StatusOr<std::unique_ptr<PrefixIndex>> Restore(std::span<const std::byte> snapshot,
                                                               const PrefixIndexOptions& options);
 
-  // Matches chains. One object per thread; cheap to keep, not to make in a loop. At most 1024 exist per index at a time;
-  // a further one aborts the process.
+  // Matches chains. One object per thread; cheap to keep, not to make in a loop. At most 1024 exist per index
+  // at a time; a further one aborts the process.
   class Reader {
    public:
     explicit Reader(const PrefixIndex& index);
@@ -135,9 +136,9 @@ class PrefixIndex {
     Reader(const Reader&) = delete;
     Reader& operator=(const Reader&) = delete;
 
-    // Replaces `result` with one row per holder that has at least the first block of `chain` (content keys in order).
-    // The order of rows is the same for the same history of writes. Does not allocate once `result` and the reader are
-    // warm.
+    // Replaces `result` with one row per holder that has at least the first block of `chain` (content keys in
+    // order). The order of rows is the same for the same history of writes. Does not allocate once `result`
+    // and the reader are warm.
     void Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result);
 
    private:

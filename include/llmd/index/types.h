@@ -1,9 +1,10 @@
 // Names of the prefix index: namespaces, holders, blocks and what a match returns.
 //
-// A *namespace* separates chains that must never meet: model, LoRA adapter, cache salt and block size. A *holder* is one
-// endpoint (address and port, data-parallel rank included) in one storage tier. Every block of a chain carries two keys:
-// the *content key*, computed by the router from the block's tokens, by which chains are matched, and the *engine key*,
-// the opaque 64-bit hash that the engine publishes, by which its later events name the block.
+// A *namespace* separates chains that must never meet: model, LoRA adapter, cache salt and block size. A
+// *holder* is one endpoint (address and port, data-parallel rank included) in one storage tier. Every block
+// of a chain carries two keys: the *content key*, computed by the router from the block's tokens, by which
+// chains are matched, and the *engine key*, the opaque 64-bit hash that the engine publishes, by which its
+// later events name the block.
 #ifndef LLMD_INDEX_TYPES_H_
 #define LLMD_INDEX_TYPES_H_
 
@@ -19,8 +20,8 @@ namespace llmd::index {
 
 using EngineKey = std::uint64_t;
 
-// 128-bit fingerprint of a namespace. Computed anywhere, without the index, and stable across processes and versions:
-// XXH3-128 over the length-prefixed fields.
+// 128-bit fingerprint of a namespace. Computed anywhere, without the index, and stable across processes and
+// versions: XXH3-128 over the length-prefixed fields.
 struct NamespaceId {
   std::uint64_t hi = 0;
   std::uint64_t lo = 0;
@@ -29,8 +30,8 @@ struct NamespaceId {
 
 struct NamespaceKey {
   std::string_view model;
-  std::string_view lora;        // empty for the base model
-  std::string_view cache_salt;  // empty for none
+  std::string_view lora;          // empty for the base model
+  std::string_view cache_salt;    // empty for none
   std::uint32_t block_size = 16;  // tokens
 };
 
@@ -39,7 +40,8 @@ NamespaceId MakeNamespace(const NamespaceKey& key);
 // How a block that was stored several times by one holder goes away.
 enum class RemovalPolicy {
   kSet,       // the first removal forgets it (engines that announce each physical copy once)
-  kRefcount,  // it goes with as many removals as stores (offload tiers that announce shared blocks repeatedly)
+  kRefcount,  // it goes with as many removals as stores (offload tiers that announce shared blocks
+              // repeatedly)
 };
 
 struct HolderOptions {
@@ -47,13 +49,13 @@ struct HolderOptions {
   std::optional<std::uint32_t> dp_rank;
   std::string tier = "gpu";  // lower case; any string is its own tier
   RemovalPolicy removal = RemovalPolicy::kSet;
-  // Holders with the same key space publish the same engine key for the same chain (one model, one engine family).
-  // Engine keys of different key spaces are never compared.
+  // Holders with the same key space publish the same engine key for the same chain (one model, one engine
+  // family). Engine keys of different key spaces are never compared.
   std::uint32_t key_space = 0;
 };
 
-// Handle of a holder. A slot is reused after Retire() with another generation, so a late event of a retired holder
-// cannot touch its successor.
+// Handle of a holder. A slot is reused after Retire() with another generation, so a late event of a retired
+// holder cannot touch its successor.
 struct HolderId {
   std::uint16_t slot = 0;
   std::uint32_t generation = 0;  // 0 is never valid

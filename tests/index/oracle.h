@@ -119,14 +119,15 @@ class OraclePrefixIndex {
     return true;
   }
 
-  // Bit i: the holder has block i of the chain (at most 64 blocks).
-  std::uint64_t HeldMask(const NamespaceId& ns, BlockKeySpan chain, Slot slot) const {
-    std::uint64_t mask = 0;
-    const std::vector<NodeId> path = Path(ns, chain);
-    for (std::size_t i = 0; i < path.size(); ++i) {
-      if (nodes_.at(path[i]).holders.contains(slot)) mask |= std::uint64_t{1} << i;
+  // By slot, bit i: the holder has block i of the chain (at most 64 blocks).
+  std::map<Slot, std::uint64_t> HeldMasks(const NamespaceId& ns, BlockKeySpan chain) const {
+    std::map<Slot, std::uint64_t> masks;
+    std::uint64_t bit = 1;
+    for (NodeId node : Path(ns, chain)) {
+      for (const auto& [slot, held] : nodes_.at(node).holders) masks[slot] |= bit;
+      bit <<= 1;
     }
-    return mask;
+    return masks;
   }
 
   OracleMatch Match(const NamespaceId& ns, BlockKeySpan chain) const {

@@ -4,6 +4,7 @@
 // operation that it starts and the one that it has finished, and a reader checks its answer against every
 // state in between. The other tests pin hazards that need a special shape: long runs whose tails are
 // replaced, runs that are freed and made anew, holders that change places in a run.
+#include <algorithm>
 #include <atomic>
 #include <bit>
 #include <cstdint>
@@ -474,6 +475,78 @@ TEST(Concurrency, HoldersChangePlacesInARun) {
     if (deep != kStaying) complaints.Add("a holder is seen deeper than it ever was");
   });
   EXPECT_FALSE(complaints.any()) << complaints.first();
+}
+
+// Two holders exchange their places in a run while readers walk from one place to the other: each comes once
+// at most.
+TEST(Concurrency, AHolderComesOnceWhateverItsPlace) {
+  const std::vector<BlockKey> chain = Range(0, 4);
+  const auto index = *PrefixIndex::Create({});
+  std::vector<HolderId> pods;
+  for (int i = 0; i < 1500; ++i) {
+    pods.push_back(*index->AddHolder({.endpoint = "pod" + std::to_string(i), .dp_rank = {}}));
+    index->Store(pods.back(), kNs, std::nullopt, Blocks(chain, 0, 4));
+  }
+  auto write = [&] {
+    HolderId low = pods.front(), high = pods.back();
+    for (int round = 0; round < 20000; ++round) {
+      index->Clear(low);
+      index->Clear(high);
+      index->Store(high, kNs, std::nullopt, Blocks(chain, 0, 4));
+      index->Store(low, kNs, std::nullopt, Blocks(chain, 0, 4));
+      std::swap(low, high);
+    }
+  };
+  PrefixIndex::Reader readers[] = {PrefixIndex::Reader(*index), PrefixIndex::Reader(*index)};
+  MatchResult results[2];
+  std::atomic<int> twice = 0;
+  WriteWhileReading(2, write, [&](int reader) {
+    MatchResult& result = results[reader];
+    readers[reader].Match(kNs, chain, result);
+    for (HolderId pod : {pods.front(), pods.back()}) {
+      twice +=
+          std::count_if(result.begin(), result.end(), [&](auto row) { return row.slot == pod.slot; }) > 1;
+    }
+  });
+  EXPECT_EQ(twice.load(), 0);
+}
+
+// The same writes give the same handles and the same rows in the same order, whether or not readers run
+// beside them.
+TEST(Concurrency, ReadersDoNotChangeWhatWritesMean) {
+  const StreamProfile profile = {.name = "Typical",
+                                 .operations = 6000,
+                                 .holders = 40,
+                                 .chains = 5,
+                                 .lifecycle = 0.05,
+                                 .match_every = 20};
+  const Operations operations = MakeOperations(profile, 17);
+  auto play = [&](int readers) {
+    const auto index = *PrefixIndex::Create({});
+    Comparison comparison(*index, 4096);
+    Complaints complaints;
+    std::vector<std::unique_ptr<Depths>> depths;
+    for (int i = 0; i < readers; ++i) depths.push_back(std::make_unique<Depths>(*index, complaints));
+    auto write = [&] {
+      for (const Operation& operation : operations) {
+        if (const auto what = comparison.Apply(operation)) complaints.Add(*what);
+      }
+    };
+    WriteWhileReading(readers, write, [&](int reader) {
+      const Operation& last = operations.back();
+      depths[reader]->Match(last.ns, last.chain);
+    });
+    EXPECT_FALSE(complaints.any()) << complaints.first();
+    PrefixIndex::Reader reader(*index);
+    std::vector<MatchResult> results;
+    for (const Operation& operation : operations) {
+      if (operation.kind != Operation::Kind::kMatch) continue;
+      reader.Match(operation.ns, operation.chain, results.emplace_back());
+    }
+    return results;
+  };
+  const std::vector<MatchResult> alone = play(0);
+  for (int round = 0; round < 4; ++round) ASSERT_TRUE(play(3) == alone) << "with readers the rows differ";
 }
 
 }  // namespace

@@ -1,12 +1,14 @@
 // Snapshots of the exact index. All numbers are little-endian, nothing is aligned:
 //
 //   "LLMDIDX\0"  major u32  minor u32  holders u32  runs u32
-//   holder: slot u16  generation u32  removal u8  key_space u32  has_rank u8  rank u32  endpoint, tier (u32 size, bytes)
-//   run (parents first): parent u32 (1-based position, 0 at the root)  parent_offset u32  namespace 2 x u64
+//   holder: slot u16  generation u32  removal u8  key_space u32  has_rank u8  rank u32  endpoint, tier (u32
+//   size, bytes) run (parents first): parent u32 (1-based position, 0 at the root)  parent_offset u32
+//   namespace 2 x u64
 //        key_space u32  length u32  words u32  flags u8  content u64[length]  engine u64[length]
 //        if flags & 1, one bit per block: it owns its engine key (u64[(length + 63) / 64]); else all do
 //        word: slot u16  lead u16  flags u8, then what flags announce, each as u32 size and the items:
-//              1 held bits u64[]  2 references beyond the first u8[]  4 foreign bits u64[] and foreign keys u64[]
+//              1 held bits u64[]  2 references beyond the first u8[]  4 foreign bits u64[] and foreign keys
+//              u64[]
 //   checksum u64: XXH3-64 of everything before
 #define XXH_INLINE_ALL
 #include <algorithm>
@@ -220,7 +222,8 @@ absl::Status ReadWord(Input& in, Trie& trie, RunId run, std::uint32_t length) {
   }
   const Body& body = *trie.body(run);
   for (std::uint32_t i = 0; i < body.holders.load(std::memory_order_relaxed); ++i) {
-    if (SlotOf(body.coverage()[i].load(std::memory_order_relaxed)) == slot) return Damaged("holder twice in a run");
+    if (SlotOf(body.coverage()[i].load(std::memory_order_relaxed)) == slot)
+      return Damaged("holder twice in a run");
   }
   const auto holds = [&](std::uint32_t i) { return i < lead || Detail::Bit(detail.held, i); };
   bool consistent = lead <= length && BitsFit(detail.held, length) && BitsFit(detail.is_foreign, length) &&
@@ -256,7 +259,8 @@ absl::Status ReadRun(Input& in, Trie& trie, std::vector<RunId>& runs) {
   const auto length = in.Number<std::uint32_t>();
   const auto words = in.Number<std::uint32_t>();
   const auto flags = in.Number<std::uint8_t>();
-  if (in.failed() || length == 0 || length > kMaxRunLength || parent_position > runs.size()) return Damaged("run");
+  if (in.failed() || length == 0 || length > kMaxRunLength || parent_position > runs.size())
+    return Damaged("run");
   const auto content = in.Array<BlockKey>(length);
   const auto engine = in.Array<EngineKey>(length);
   const auto owned = (flags & kSomeUnowned) != 0 ? in.Array<std::uint64_t>((length + 63) / 64)
@@ -283,8 +287,7 @@ absl::Status ReadRun(Input& in, Trie& trie, std::vector<RunId>& runs) {
   for (const EngineKey key : engine) trie.PrefetchIdentity(IdentityHash(key_space, key));
   for (std::uint32_t i = 0; i < length; ++i) {
     if ((flags & kSomeUnowned) != 0 && !Detail::Bit(owned, i)) continue;
-    if (trie.FindOwner(key_space, engine[i])) return Damaged("two owners of an engine key");
-    trie.Own({run, i}, IdentityHash(key_space, engine[i]));
+    if (trie.Own({run, i}, key_space, engine[i])) return Damaged("two owners of an engine key");
   }
   for (std::uint32_t i = 0; i < words; ++i) {
     if (absl::Status status = ReadWord(in, trie, run, length); !status.ok()) return status;
@@ -326,8 +329,7 @@ absl::Status PrefixIndex::Snapshot(const Sink& sink) const {
   for (std::size_t slot = 1; slot < trie.holders().size(); ++slot) {
     const HolderState& state = trie.holders()[slot];
     if (!state.live) continue;
-    const HolderOptions& options =
-        *impl_->registry.Get({static_cast<std::uint16_t>(slot), state.generation});
+    const HolderOptions& options = *impl_->registry.Get({static_cast<std::uint16_t>(slot), state.generation});
     out.Number(static_cast<std::uint16_t>(slot));
     out.Number(state.generation);
     out.Number(static_cast<std::uint8_t>(options.removal == RemovalPolicy::kRefcount));

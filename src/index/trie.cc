@@ -54,12 +54,18 @@ Trie::Trie(const Options& options)
 
 // --- Structure
 
-const Body* Trie::FindChildBody(const NamespaceId& ns, Cursor at, BlockKey key, RunId& child) const {
+const Body* Trie::FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const {
   const Body* found = nullptr;
-  child = edges_.Find(EdgeHash(ns, at.run, at.offset, key), [&](RunId run) {
+  child = edges_.Find(EdgeHash(ns, at.run, at.offset, chain[0]), [&](RunId run) {
     const Body* body = bodies_[run].load(std::memory_order_acquire);
-    if (body == nullptr || body->parent != at.run || body->parent_offset != at.offset ||
-        body->content()[0] != key || !(body->ns == ns)) {
+    if (body == nullptr) return false;
+    // Header, coverage and keys lie in a row: ask for what the chain can reach at once instead of after the
+    // header.
+    const std::size_t ahead = std::min<std::size_t>(chain.size() * sizeof(BlockKey), 768);
+    for (std::size_t byte = 0; byte <= ahead; byte += 64)
+      __builtin_prefetch(reinterpret_cast<const char*>(body) + byte);
+    if (body->parent != at.run || body->parent_offset != at.offset || body->content()[0] != chain[0] ||
+        !(body->ns == ns)) {
       return false;
     }
     found = body;
@@ -70,13 +76,19 @@ const Body* Trie::FindChildBody(const NamespaceId& ns, Cursor at, BlockKey key, 
 
 RunId Trie::FindChild(const NamespaceId& ns, Cursor at, BlockKey key) const {
   RunId child = 0;
-  FindChildBody(ns, at, key, child);
+  FindChildBody(ns, at, {&key, 1}, child);
   return child;
 }
 
 NodeRef Trie::FindOwner(std::uint32_t key_space, EngineKey key) const {
   return identity_.Find(IdentityHash(key_space, key), [&](NodeRef node) {
     return metas_[node.run].key_space == key_space && body(node.run)->engine()[node.offset] == key;
+  });
+}
+
+NodeRef Trie::Own(NodeRef node, std::uint32_t key_space, EngineKey key) {
+  return identity_.FindOrInsert(IdentityHash(key_space, key), node, [&](NodeRef other) {
+    return metas_[other.run].key_space == key_space && body(other.run)->engine()[other.offset] == key;
   });
 }
 
@@ -125,9 +137,7 @@ void Trie::ReserveRuns(std::size_t count) {
   }
 }
 
-bool Trie::HasRoomForRun() const {
-  return !free_runs_.empty() || next_run_ < RunLimit(options_.max_bytes);
-}
+bool Trie::HasRoomForRun() const { return !free_runs_.empty() || next_run_ < RunLimit(options_.max_bytes); }
 
 void Trie::ReclaimRunIds() {
   retired_runs_.Reclaim([this](RunId id) { free_runs_.push_back(id); });

@@ -105,8 +105,8 @@ class Trie {
                std::span<const EngineKey> engine);
   // Appends to a run whose end has no child with the first key. As above.
   void Append(RunId run, BlockKeySpan content, std::span<const EngineKey> engine);
-  // Makes the block the owner of its engine key, which must have none.
-  void Own(NodeRef node, std::uint64_t identity_hash) { identity_.Insert(identity_hash, node); }
+  // Makes the block the owner of its engine key unless another block is: that one is returned then.
+  NodeRef Own(NodeRef node, std::uint32_t key_space, EngineKey key);
   void PrefetchIdentity(std::uint64_t identity_hash) const { identity_.Prefetch(identity_hash); }
 
   // The holder has blocks [from, to) of the run.
@@ -129,8 +129,8 @@ class Trie {
   void ClearForeignKey(std::uint16_t slot, NodeRef node);
 
   const Detail* FindDetail(std::uint16_t slot, RunId run) const;
-  // Puts a holder that has no word there into the run as described: its first `lead` blocks, or what `detail` says.
-  // Foreign keys of the detail must not be bound yet.
+  // Puts a holder that has no word there into the run as described: its first `lead` blocks, or what `detail`
+  // says. Foreign keys of the detail must not be bound yet.
   void RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail);
   // Where the run's last live block ends: its length, unless something went wrong.
   std::uint32_t LiveEnd(RunId run) const;
@@ -154,7 +154,8 @@ class Trie {
   static constexpr std::size_t kNone = ~std::size_t{0};
   static constexpr std::uint8_t kMaxReferences = 255;
 
-  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKey key, RunId& child) const;
+  // The child that `chain` (not empty) continues in.
+  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const;
   Body* NewBody(std::uint32_t holder_capacity, std::uint32_t capacity);
   Body* Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::uint32_t holder_capacity);
   static std::size_t FindWord(const Body& body, std::uint32_t slot);

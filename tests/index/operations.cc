@@ -82,27 +82,6 @@ void ShrinkList(std::vector<T>& list, int& attempts, Fails fails) {
   }
 }
 
-Operations Shrink(Operations operations, std::size_t max_holders) {
-  int attempts = 4000;
-  ShrinkList(operations, attempts,
-             [&](const Operations& some) { return RunOnBoth(some, max_holders).has_value(); });
-  for (Operation& operation : operations) {
-    auto shrink = [&](auto& list) {
-      ShrinkList(list, attempts, [&](const auto& shorter) {
-        auto kept = list;
-        list = shorter;
-        const bool fails = RunOnBoth(operations, max_holders).has_value();
-        list = std::move(kept);
-        return fails;
-      });
-    };
-    shrink(operation.blocks);
-    shrink(operation.keys);
-    shrink(operation.chain);
-  }
-  return operations;
-}
-
 }  // namespace
 
 std::string ToString(const Operation& operation) {
@@ -269,6 +248,26 @@ std::optional<Difference> RunOnBoth(std::span<const Operation> operations, std::
   return std::nullopt;
 }
 
+Operations Shrink(Operations operations, const Fails& fails) {
+  int attempts = 4000;
+  ShrinkList(operations, attempts, fails);
+  for (Operation& operation : operations) {
+    auto shrink = [&](auto& list) {
+      ShrinkList(list, attempts, [&](const auto& shorter) {
+        auto kept = list;
+        list = shorter;
+        const bool still = fails(operations);
+        list = std::move(kept);
+        return still;
+      });
+    };
+    shrink(operation.blocks);
+    shrink(operation.keys);
+    shrink(operation.chain);
+  }
+  return operations;
+}
+
 std::string Explain(const Operations& operations, const Difference& difference, std::size_t max_holders) {
   std::ostringstream out;
   out << "operation " << difference.operation << ": " << difference.what << "\nlast operations:\n";
@@ -276,7 +275,9 @@ std::string Explain(const Operations& operations, const Difference& difference, 
   for (std::size_t i = until.size() - std::min<std::size_t>(until.size(), 12); i < until.size(); ++i) {
     out << "  " << i << ": " << ToString(until[i]) << "\n";
   }
-  const Operations shrunk = Shrink(std::move(until), max_holders);
+  const Operations shrunk = Shrink(std::move(until), [&](std::span<const Operation> some) {
+    return RunOnBoth(some, max_holders).has_value();
+  });
   if (const auto again = RunOnBoth(shrunk, max_holders)) {
     out << "shrunk to " << shrunk.size() << " operations that differ by: " << again->what << "\n";
     for (const Operation& operation : shrunk) out << "  " << ToString(operation) << "\n";

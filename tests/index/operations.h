@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -82,6 +83,10 @@ struct Difference {
 
 // Runs the operations on an index made for them; the first difference, or nullopt.
 std::optional<Difference> RunOnBoth(std::span<const Operation> operations, std::size_t max_holders = 1024);
+
+// Leaves operations and their elements out as long as what is left still fails.
+using Fails = std::function<bool(std::span<const Operation>)>;
+Operations Shrink(Operations operations, const Fails& fails);
 
 // A failure's report: what differs, the last operations, and a shorter list of operations that differ as
 // well.

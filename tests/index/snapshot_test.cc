@@ -30,6 +30,22 @@ Bytes Write(const PrefixIndex& index) {
   return bytes;
 }
 
+// A short list of operations after which the index cannot be restored either.
+std::string Explain(Operations operations) {
+  if (operations.size() > 5000) return "";
+  std::string text;
+  const Operations shrunk = Shrink(std::move(operations), [](std::span<const Operation> some) {
+    const auto index = *PrefixIndex::Create({.max_bytes = std::size_t{64} << 20});
+    Comparison comparison(*index, 4096);
+    for (const Operation& operation : some) {
+      if (comparison.Apply(operation)) return false;
+    }
+    return !PrefixIndex::Restore(Write(*index), {.max_bytes = std::size_t{64} << 20}).ok();
+  });
+  for (const Operation& operation : shrunk) text += "  " + ToString(operation) + "\n";
+  return text;
+}
+
 std::vector<StreamProfile> Profiles() {
   return {{.name = "Typical"},
           {.name = "Refcount", .refcount = 0.6, .max_chain = 10},
@@ -55,8 +71,8 @@ std::vector<StreamProfile> Profiles() {
            .removes = 0.05,
            .mistakes = 0.001,
            .new_chains = 0,
-           .match_every = 200,
-           .onward = 40}};
+           .onward = 40,
+           .match_every = 200}};
 }
 
 class SnapshotRoundTrip : public testing::TestWithParam<StreamProfile> {};
@@ -64,8 +80,8 @@ class SnapshotRoundTrip : public testing::TestWithParam<StreamProfile> {};
 // Half of a stream, a snapshot, and the other half on the original and on the restored index: both go on as
 // the oracle says, with the same handles for those who were there.
 TEST_P(SnapshotRoundTrip, TheRestoredIndexGoesOnAsTheOriginalWould) {
-  for (std::uint64_t seed = 1; seed <= 3; ++seed) {
-    const StreamProfile& profile = GetParam();
+  const StreamProfile& profile = GetParam();
+  for (std::uint64_t seed = 1; seed <= (profile.max_chain > 1000 ? 1 : 4); ++seed) {
     const Operations operations = MakeOperations(profile, seed);
     const std::size_t half = operations.size() / 2;
     const auto original = *PrefixIndex::Create({});
@@ -73,7 +89,9 @@ TEST_P(SnapshotRoundTrip, TheRestoredIndexGoesOnAsTheOriginalWould) {
     for (std::size_t i = 0; i < half; ++i) ASSERT_EQ(first.Apply(operations[i]), std::nullopt);
 
     auto restored = PrefixIndex::Restore(Write(*original), {});
-    ASSERT_TRUE(restored.ok()) << restored.status();
+    if (!restored.ok())
+      FAIL() << restored.status() << "\n"
+             << Explain(Operations(operations.begin(), operations.begin() + half));
     Comparison second(**restored, 4096, first.reference(), /*fresh=*/false);
     ASSERT_EQ(second.CompareStats(), std::nullopt) << profile.name << " seed " << seed;
     for (const auto& [ordinal, id] : first.reference().handles) {
@@ -87,7 +105,8 @@ TEST_P(SnapshotRoundTrip, TheRestoredIndexGoesOnAsTheOriginalWould) {
       }
     }
     for (const Operation& operation : operations) {
-      if (operation.kind == Operation::Kind::kMatch) ASSERT_EQ(second.Apply(operation), std::nullopt);
+      if (operation.kind != Operation::Kind::kMatch) continue;
+      ASSERT_EQ(second.Apply(operation), std::nullopt);
     }
     for (std::size_t i = half; i < operations.size(); ++i) {
       ASSERT_EQ(first.Apply(operations[i]), std::nullopt)

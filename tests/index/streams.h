@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <map>
+#include <ostream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -43,6 +44,9 @@ struct StreamProfile {
   std::uint64_t onward = 2;     // of onward + 2 stores, so many go on where the holder's last one ended
   std::size_t match_every = 3;  // operations
 };
+
+// What GoogleTest prints of a parameter.
+inline void PrintTo(const StreamProfile& profile, std::ostream* out) { *out << profile.name; }
 
 class Stream {
  public:

@@ -279,7 +279,8 @@ struct PrefixIndex::Reader::State {
   MatchScratch scratch;
 };
 
-PrefixIndex::Reader::Reader(const PrefixIndex& index) : state_(std::make_unique<State>(index.impl_->trie)) {}
+PrefixIndex::Reader::Reader(const PrefixIndex& index) : Reader(index.impl_->trie) {}
+PrefixIndex::Reader::Reader(const Trie& trie) : state_(std::make_unique<State>(trie)) {}
 PrefixIndex::Reader::~Reader() = default;
 
 void PrefixIndex::Reader::Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result) {

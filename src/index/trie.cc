@@ -688,7 +688,7 @@ void Trie::Compact() {
 std::size_t Trie::used_bytes() const {
   return arena_.used_bytes() + std::size_t{next_run_} * (sizeof(Body*) + sizeof(RunMeta)) +
          details_.capacity() * (sizeof(std::uint64_t) + sizeof(void*) + 1) + detail_bytes_ + foreign_bytes_ +
-         holder_list_bytes_ + free_runs_.capacity() * sizeof(RunId);
+         holder_list_bytes_ + other_bytes_ + free_runs_.capacity() * sizeof(RunId);
 }
 
 MemoryUsage Trie::memory_usage() const {
@@ -712,7 +712,7 @@ MemoryUsage Trie::memory_usage() const {
       {"holes, references and foreign keys",
        detail_bytes_ + foreign_bytes_ + details_.capacity() * (sizeof(std::uint64_t) + sizeof(void*) + 1), 0,
        0},
-      {"holder lists", holder_list_bytes_, 0, 0},
+      {"holder lists", holder_list_bytes_ + other_bytes_, 0, 0},
       {"pools", 0, 0, arena_.reserved_bytes() - arena_.used_bytes()},
   };
   return usage;

@@ -147,6 +147,8 @@ class Trie {
   void Maintain();
   void Compact();
 
+  // Memory that the owner keeps beside the trie; counts towards the budget.
+  void SetOtherBytes(std::size_t bytes) { other_bytes_ = bytes; }
   std::size_t used_bytes() const;
   MemoryUsage memory_usage() const;
 
@@ -202,6 +204,7 @@ class Trie {
   std::size_t detail_bytes_ = 0;
   std::size_t foreign_bytes_ = 0;
   std::size_t holder_list_bytes_ = 0;
+  std::size_t other_bytes_ = 0;
   Queue probation_;
   Queue protected_;
   RunId trim_hand_ = 1;

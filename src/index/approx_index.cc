@@ -13,8 +13,9 @@ namespace llmd::index {
 
 namespace {
 
-// Blocks [from, to) of a run that a holder was last predicted to have in one Predict(). Along a chain a holder's blocks
-// only get older, so the segments of a run lie in order of age, and the oldest segment of a holder ends its run's coverage.
+// Blocks [from, to) of a run that a holder was last predicted to have in one Predict(). Along a chain a
+// holder's blocks only get older, so the segments of a run lie in order of age, and the oldest segment of a
+// holder ends its run's coverage.
 struct Segment {
   absl::Time time;
   RunId run = 0;
@@ -37,7 +38,11 @@ struct Recency {
 
 struct ApproxIndex::Impl {
   explicit Impl(const ApproxIndexOptions& o)
-      : options(o), trie({o.max_bytes, o.max_holders, false}), registry(trie), recency(o.max_holders + 1), segments(1) {
+      : options(o),
+        trie({o.max_bytes, o.max_holders, false}),
+        registry(trie),
+        recency(o.max_holders + 1),
+        segments(1) {
     trie.SetEvictionObserver([this](std::uint16_t slot, RunId run) {
       const auto it = recency[slot].first_of_run.find(run);
       if (it == recency[slot].first_of_run.end()) return;
@@ -126,10 +131,12 @@ struct ApproxIndex::Impl {
   std::vector<Recency> recency;   // by slot
   std::vector<Segment> segments;  // [0] is unused
   std::vector<std::uint32_t> free_segments;
-  std::vector<std::pair<RunId, std::uint32_t>> path;  // scratch of Predict(): runs from the root, blocks in each
+  std::vector<std::pair<RunId, std::uint32_t>>
+      path;  // scratch of Predict(): runs from the root, blocks in each
 };
 
-void ApproxIndex::Impl::Predict(std::uint16_t slot, const NamespaceId& ns, BlockKeySpan chain, absl::Time now) {
+void ApproxIndex::Impl::Predict(std::uint16_t slot, const NamespaceId& ns, BlockKeySpan chain,
+                                absl::Time now) {
   path.clear();
   Trie::Cursor at;
   while (!chain.empty()) {
@@ -139,7 +146,8 @@ void ApproxIndex::Impl::Predict(std::uint16_t slot, const NamespaceId& ns, Block
     if (child != 0) {
       const BlockKey* content = trie.body(child)->content();
       const std::size_t limit = std::min<std::size_t>(trie.length(child), chain.size());
-      count = static_cast<std::uint32_t>(std::mismatch(content, content + limit, chain.begin()).first - content);
+      count =
+          static_cast<std::uint32_t>(std::mismatch(content, content + limit, chain.begin()).first - content);
       trie.Cover(slot, child, 0, count);
       at = {child, count};
       path.emplace_back(child, count);
@@ -158,7 +166,8 @@ void ApproxIndex::Impl::Predict(std::uint16_t slot, const NamespaceId& ns, Block
     chain = chain.subspan(count);
   }
   // The chain's end becomes the least recent of its blocks, so that tails go before their prefixes.
-  for (auto step = path.rbegin(); step != path.rend(); ++step) Restamp(recency[slot], step->first, step->second, now);
+  for (auto step = path.rbegin(); step != path.rend(); ++step)
+    Restamp(recency[slot], step->first, step->second, now);
 }
 
 void ApproxIndex::Impl::ForgetAll(std::uint16_t slot) {
@@ -174,7 +183,8 @@ ApproxIndex::ApproxIndex(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 ApproxIndex::~ApproxIndex() = default;
 
 absl::StatusOr<std::unique_ptr<ApproxIndex>> ApproxIndex::Create(const ApproxIndexOptions& options) {
-  if (absl::Status status = CheckIndexLimits(options.max_bytes, options.max_holders); !status.ok()) return status;
+  if (absl::Status status = CheckIndexLimits(options.max_bytes, options.max_holders); !status.ok())
+    return status;
   if (options.capacity_blocks < 1) {
     return absl::InvalidArgumentError("capacity_blocks is 0, must be at least 1");
   }
@@ -188,7 +198,8 @@ absl::StatusOr<std::unique_ptr<ApproxIndex>> ApproxIndex::Create(const ApproxInd
 absl::StatusOr<HolderId> ApproxIndex::AddHolder(std::string_view endpoint, std::size_t capacity_blocks) {
   const auto holder = impl_->registry.Add({.endpoint = std::string(endpoint)});
   if (holder.ok()) {
-    impl_->recency[holder->slot].capacity = capacity_blocks != 0 ? capacity_blocks : impl_->options.capacity_blocks;
+    impl_->recency[holder->slot].capacity =
+        capacity_blocks != 0 ? capacity_blocks : impl_->options.capacity_blocks;
   }
   return holder;
 }
@@ -206,8 +217,8 @@ bool ApproxIndex::Predict(HolderId holder, const NamespaceId& ns, BlockKeySpan c
   const HolderState& state = impl_->trie.holders()[holder.slot];
   while (state.blocks > capacity) {
     const Segment& oldest = impl_->segments[impl_->recency[holder.slot].oldest];
-    impl_->ForgetOldest(holder.slot, static_cast<std::uint32_t>(
-                                         std::min<std::uint64_t>(state.blocks - capacity, oldest.to - oldest.from)));
+    impl_->ForgetOldest(holder.slot, static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                                         state.blocks - capacity, oldest.to - oldest.from)));
   }
   impl_->trie.SetOtherBytes(impl_->RecencyBytes());
   impl_->trie.Maintain();

@@ -6,7 +6,9 @@
 #ifndef SRC_INDEX_TRIE_H_
 #define SRC_INDEX_TRIE_H_
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -160,6 +162,10 @@ class Trie {
   const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const;
   Body* NewBody(std::uint32_t holder_capacity, std::uint32_t capacity);
   Body* Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::uint32_t holder_capacity);
+  // Room for holders: two, then doubling.
+  static std::uint32_t GrownHolderCapacity(std::uint32_t holders) {
+    return holders <= 2 ? 2 : std::min<std::uint32_t>(65535, std::bit_ceil(holders));
+  }
   static std::size_t FindWord(const Body& body, std::uint32_t slot);
   void AddWord(std::uint16_t slot, RunId run, std::uint32_t lead);
   void RemoveWord(RunId run, std::size_t index);

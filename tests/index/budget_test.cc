@@ -307,6 +307,28 @@ TEST_F(Hostile, HolesEverywhere) {
   }
 }
 
+// A deep chain in which each run holds one block, since two engine families publish it in turn: only its last
+// run is without children, and it is the one that was stored to last.
+TEST_F(Hostile, ChainOfRunsOfOneBlock) {
+  Create(0);
+  for (std::uint32_t space : {0, 1}) {
+    pods_.push_back(
+        *index_->AddHolder({.endpoint = std::to_string(space), .dp_rank = {}, .key_space = space}));
+  }
+  bool at_root = true;
+  for (std::uint64_t i = 1; i < 20000; ++i) {
+    const StoredBlock block{i, i};
+    const std::optional<EngineKey> parent = at_root ? std::nullopt : std::optional<EngineKey>(i - 1);
+    at_root = false;
+    for (int turn : {0, 1}) {
+      const StoreResult result = index_->Store(pods_[(i + turn) % 2], kNs, parent, {&block, 1});
+      at_root |= result.outcome == StoreOutcome::kUnknownParent;  // evicted under the publisher's feet
+    }
+    ASSERT_NO_FATAL_FAILURE(CheckNow(i));
+  }
+  EXPECT_GT(index_->stats().evicted_runs, 0u);
+}
+
 // All holders at the first block of many chains.
 TEST_F(Hostile, EveryHolderEverywhere) {
   Create(500);

@@ -1,0 +1,33 @@
+// The groups of built-in plugin types; each file registers its own. Private to the component.
+#ifndef SRC_SCHED_BUILTIN_PLUGINS_H_
+#define SRC_SCHED_BUILTIN_PLUGINS_H_
+
+#include <memory>
+#include <string_view>
+
+#include "absl/status/status.h"
+#include "llmd/sched/registry.h"
+
+namespace llmd::sched {
+
+void RegisterLabelFilters(PluginRegistry& registry);
+void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterPickers(PluginRegistry& registry);
+void RegisterPrefixProducers(PluginRegistry& registry);
+void RegisterPrefixScorer(PluginRegistry& registry);
+void RegisterProfileHandlers(PluginRegistry& registry);
+void RegisterRoleFilters(PluginRegistry& registry);
+
+// Registers a type known to be new.
+inline void MustRegister(PluginRegistry& registry, std::string_view type, PluginRegistry::Factory factory) {
+  registry.Register(type, std::move(factory)).IgnoreError();
+}
+
+inline constexpr std::string_view kApproxProducerType = "approx-prefix-cache-producer";
+inline constexpr std::string_view kPreciseProducerType = "precise-prefix-cache-producer";
+inline constexpr std::string_view kSingleProfileHandlerType = "single-profile-handler";
+inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
+
+}  // namespace llmd::sched
+
+#endif  // SRC_SCHED_BUILTIN_PLUGINS_H_

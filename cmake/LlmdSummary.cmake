@@ -1,4 +1,23 @@
+# Says what was configured, and for each optional component that is absent, why.
 get_property(_components GLOBAL PROPERTY LLMD_COMPONENTS)
 list(JOIN _components " " _components)
 message(STATUS "llmd ${PROJECT_VERSION} (${CMAKE_BUILD_TYPE})")
 message(STATUS "  components: ${_components}")
+
+# An optional component that is switched off by its own CMakeLists.txt gives its reason in LLMD_WITHOUT_<name>.
+foreach(_optional gateway:src/gateway transfer:src/transfer cuda:cuda python:python)
+  string(REPLACE ":" ";" _optional ${_optional})
+  list(POP_FRONT _optional _name _folder)
+  get_property(_why GLOBAL PROPERTY LLMD_WITHOUT_${_name})
+  string(TOUPPER LLMD_${_name} _switch)
+  if(TARGET llmd_${_name})
+    continue()
+  elseif(_why)
+    message(STATUS "  without ${_name}: ${_why}")
+  elseif(NOT EXISTS ${PROJECT_SOURCE_DIR}/${_folder}/CMakeLists.txt)
+    if(${_switch})
+      set(_why "${_switch}=${${_switch}} has no effect: ")
+    endif()
+    message(STATUS "  without ${_name}: ${_why}this version has no ${_folder}/")
+  endif()
+endforeach()

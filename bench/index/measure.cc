@@ -60,8 +60,9 @@ class CellRunner {
     result_.reserve(workload.holders);
   }
 
-  // Nanoseconds of each match of the cell in one repetition; those of the misses between go to miss_samples.
-  std::vector<double> Run(std::uint32_t cell, std::vector<double>& miss_samples) {
+  // Nanoseconds of each match of the cell in one repetition. `warm` gets those of asking the same again at
+  // once, `miss` those of the misses between.
+  std::vector<double> Run(std::uint32_t cell, std::vector<double>& warm, std::vector<double>& miss) {
     std::vector<double> samples;
     std::vector<std::uint32_t>& order = queries_[cell];
     const double misses_per_hit = misses_.empty() ? 0 : kMissFraction / (1 - kMissFraction);
@@ -71,11 +72,14 @@ class CellRunner {
       evicter_.Evict();
       double misses_due = 0;
       for (std::size_t i = 0; i < order.size() && samples.size() < options_.samples; ++i) {
-        const double ns = TimeMatch(workload_.queries[order[i]]);
+        CopyChain(workload_, workload_.queries[order[i]], chain_);
+        const double cold_ns = TimeMatch();
         if (i < uncounted) continue;
-        samples.push_back(ns);
+        samples.push_back(cold_ns);
+        warm.push_back(TimeMatch());
         for (misses_due += misses_per_hit; misses_due >= 1; misses_due -= 1) {
-          miss_samples.push_back(TimeMatch(workload_.queries[misses_[random_.Below(misses_.size())]]));
+          CopyChain(workload_, workload_.queries[misses_[random_.Below(misses_.size())]], chain_);
+          miss.push_back(TimeMatch());
         }
       }
     }
@@ -83,8 +87,7 @@ class CellRunner {
   }
 
  private:
-  double TimeMatch(const Query& query) {
-    CopyChain(workload_, query, chain_);
+  double TimeMatch() {
     const std::int64_t begin = NowNs();
     reader_.Match(ns_, chain_, result_);
     const std::int64_t end = NowNs();
@@ -104,6 +107,11 @@ class CellRunner {
   index::MatchResult result_;
 };
 
+std::string WithoutSuffix(const std::string& text, const std::string& suffix) {
+  const bool has = text.size() > suffix.size() && text.ends_with(suffix);
+  return has ? text.substr(0, text.size() - suffix.size()) : text;
+}
+
 // The quantiles of each repetition of one metric.
 struct Quantiles {
   std::vector<double> p50, p99;
@@ -112,9 +120,13 @@ struct Quantiles {
     p50.push_back(Quantile(samples, 0.50));
     p99.push_back(Quantile(samples, 0.99));
   }
-  void Report(const Bench& bench, const Workload& workload, const std::string& metric) const {
+  void ReportMedian(const Bench& bench, const Workload& workload, const std::string& metric) const {
     if (p50.empty()) return;
     bench.reporter.Report(workload.name, metric + "_p50_ns", Median(p50), "ns", true);
+  }
+  void Report(const Bench& bench, const Workload& workload, const std::string& metric) const {
+    if (p50.empty()) return;
+    ReportMedian(bench, workload, metric);
     bench.reporter.Report(workload.name, metric + "_p99_ns", Median(p99), "ns", true);
   }
 };
@@ -167,7 +179,7 @@ absl::Status MeasureMatches(const Bench& bench, const Workload& workload, const 
   const auto checksum = MatchChecksum(workload, filled);
   if (!checksum.ok()) return checksum.status();
   CellRunner runner(bench, workload, filled);
-  std::vector<Quantiles> cells(workload.cells.size());
+  std::vector<Quantiles> cells(workload.cells.size()), warm_cells(workload.cells.size());
   Quantiles misses;
   for (int i = 0; i < bench.options.repeat; ++i) {
     std::vector<double> miss_samples;
@@ -175,14 +187,18 @@ absl::Status MeasureMatches(const Bench& bench, const Workload& workload, const 
       if (workload.cells[cell].kind == CellKind::kMiss) continue;
       bench.progress.Show(absl::StrCat(workload.name, ": ", workload.cells[cell].metric, ", ", i + 1, " of ",
                                        bench.options.repeat));
-      std::vector<double> samples = runner.Run(cell, miss_samples);
-      cells[cell].Add(samples);
+      std::vector<double> warm;
+      std::vector<double> cold = runner.Run(cell, warm, miss_samples);
+      cells[cell].Add(cold);
+      warm_cells[cell].Add(warm);
     }
     misses.Add(miss_samples);
   }
   bench.progress.Clear();
   for (std::size_t cell = 0; cell < cells.size(); ++cell) {
-    cells[cell].Report(bench, workload, workload.cells[cell].metric);
+    const std::string& metric = workload.cells[cell].metric;
+    cells[cell].Report(bench, workload, metric);
+    warm_cells[cell].ReportMedian(bench, workload, absl::StrCat(WithoutSuffix(metric, "_cold"), "_warm"));
   }
   misses.Report(bench, workload, "match_miss");
   // Six digits, which every printer of numbers keeps.

@@ -67,7 +67,7 @@ class TraceRun {
   }
 
   // InvalidArgument when an id follows another id than before: it would not determine its prefix.
-  absl::Status Request(std::span<const Id> ids) {
+  absl::Status Check(std::span<const Id> ids) {
     for (std::size_t i = 0; i < ids.size(); ++i) {
       const Id before = i > 0 ? ids[i - 1] : kNone;
       const auto [known, is_new] = predecessor_.emplace(ids[i], before);
@@ -76,7 +76,10 @@ class TraceRun {
             absl::StrCat("hash_ids[", i, "]: ", ids[i], " has another predecessor than before"));
       }
     }
-    AddQuery(ids);
+    return absl::OkStatus();
+  }
+
+  void Serve(std::span<const Id> ids) {
     ids = ids.first(std::min<std::size_t>(ids.size(), kTraceCapacityIds));
     const std::size_t target = Choose(ids);
     Cache& cache = caches_[target];
@@ -90,7 +93,16 @@ class TraceRun {
     while (cache.size() > kTraceCapacityIds) EmitRemoval(target, cache.EvictOldest());
     std::reverse(missing_.begin(), missing_.end());
     for (const std::size_t i : missing_) EmitStores(target, ids, i);
-    return absl::OkStatus();
+  }
+
+  void Ask(std::span<const Id> ids) {
+    workload_.queries.push_back({workload_.chain_keys.size(),
+                                 static_cast<std::uint32_t>(ids.size() * kBlocksPerId), 0,
+                                 UnknownKey(unknown_++)});
+    for (const Id id : ids) {
+      for (std::uint32_t b = 0; b < kBlocksPerId; ++b)
+        workload_.chain_keys.push_back(ContentKey(BlockNumber(id, b)));
+    }
   }
 
   Workload Finish() {
@@ -145,16 +157,6 @@ class TraceRun {
     workload_.live_holder_blocks -= kBlocksPerId;
   }
 
-  void AddQuery(std::span<const Id> ids) {
-    workload_.queries.push_back({workload_.chain_keys.size(),
-                                 static_cast<std::uint32_t>(ids.size() * kBlocksPerId), 0,
-                                 UnknownKey(unknown_++)});
-    for (const Id id : ids) {
-      for (std::uint32_t b = 0; b < kBlocksPerId; ++b)
-        workload_.chain_keys.push_back(ContentKey(BlockNumber(id, b)));
-    }
-  }
-
   Cache caches_[kTraceEndpoints];
   std::uint64_t requests_[kTraceEndpoints] = {};
   std::unordered_map<Id, Id> predecessor_;
@@ -188,19 +190,26 @@ absl::Status ReadIds(const std::string& line, std::vector<Id>& ids) {
 
 absl::StatusOr<Workload> TraceWorkload(std::istream& trace, std::size_t max_requests) {
   TraceRun run;
+  std::vector<std::vector<Id>> requests;
   std::vector<Id> ids;
   std::string line;
-  std::size_t number = 0;
-  for (std::size_t requests = 0; requests < max_requests && std::getline(trace, line);) {
-    ++number;
+  for (std::size_t number = 1; requests.size() < max_requests && std::getline(trace, line); ++number) {
     if (line.empty()) continue;
     absl::Status status = ReadIds(line, ids);
-    if (status.ok()) status = run.Request(ids);
+    if (status.ok()) status = run.Check(ids);
     if (!status.ok())
       return absl::InvalidArgumentError(absl::StrCat("line ", number, ": ", status.message()));
-    ++requests;
+    requests.push_back(ids);
   }
-  if (number == 0) return absl::InvalidArgumentError("the trace has no lines");
+  if (requests.empty()) return absl::InvalidArgumentError("the trace has no requests");
+  const std::size_t served = requests.size() - std::max<std::size_t>(requests.size() / 10, 1);
+  for (std::size_t i = 0; i < requests.size(); ++i) {
+    if (i < served) {
+      run.Serve(requests[i]);
+    } else {
+      run.Ask(requests[i]);
+    }
+  }
   return run.Finish();
 }
 

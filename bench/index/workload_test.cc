@@ -248,7 +248,7 @@ TEST(TraceTest, StoresQueriesAndEvicts) {
   std::ostringstream trace;
   // One system prompt; requests of 200 private ids each: 8 endpoints of 1875 ids overflow after some 75
   // requests.
-  for (int i = 0; i < 80; ++i) {
+  for (int i = 0; i < 90; ++i) {
     trace << R"({"timestamp": 0, "input_length": 102912, "output_length": 1, "hash_ids": [0)";
     for (int k = 0; k < 200; ++k) trace << ", " << 1 + 200 * i + k;
     trace << "]}\n";
@@ -271,11 +271,13 @@ TEST(TraceTest, StoresQueriesAndEvicts) {
   }
   EXPECT_EQ(live, workload->live_holder_blocks);
   EXPECT_EQ(workload->queries.front().length, 201u * kBlocksPerId);
+  EXPECT_EQ(workload->queries[8].cell, 0u);
+  EXPECT_EQ(workload->queries[9].cell, 1u);  // misses follow
 }
 
 TEST(TraceTest, BadLinesAreNamed) {
   const std::pair<const char*, const char*> cases[] = {
-      {"", "no lines"},
+      {"", "no requests"},
       {"{", "line 1: not a JSON object"},
       {"[]", "line 1: not a JSON object"},
       {"{}", "line 1: hash_ids: not an array"},

@@ -10,35 +10,33 @@
 
 namespace llmd::events {
 
-// How to take an unsigned integer out of the 8 bytes that begin with its head: shift left to drop the head,
-// right to drop what follows. Ids mix widths at random, so looking the shifts up beats branching on the head.
-struct TokenForm {
-  std::uint8_t length = 0;  // bytes, head included; 0 for any other head
-  std::uint8_t left = 0;
-  std::uint8_t right = 0;
-};
-
-inline constexpr std::array<TokenForm, 256> kTokenForms = [] {
-  std::array<TokenForm, 256> forms{};
-  for (int c = 0; c < 0x80; ++c) forms[c] = {1, 0, 56};
-  forms[0xcc] = {2, 8, 56};
-  forms[0xcd] = {3, 8, 48};
-  forms[0xce] = {5, 8, 32};
-  return forms;
+// Bytes of a packed unsigned integer of up to 32 bits, by its first byte; 0 for anything else. Ids mix widths
+// at random, so a look-up beats branching: what bounds the loop is how soon it knows where the next id
+// begins.
+inline constexpr std::array<std::uint8_t, 256> kTokenLength = [] {
+  std::array<std::uint8_t, 256> lengths{};
+  for (int c = 0; c < 0x80; ++c) lengths[c] = 1;
+  lengths[0xcc] = 2;
+  lengths[0xcd] = 3;
+  lengths[0xce] = 5;
+  return lengths;
 }();
 
-// Decodes ids while they are unsigned, up to 32 bits wide and at least 8 bytes from the end. Returns how many
-// of `count` it wrote to `tokens`; the reader stands behind them.
+// Decodes ids while they are of that kind and at least 8 bytes from the end. Returns how many of `count` it
+// wrote to `tokens`; the reader stands behind them.
 inline std::uint64_t DecodeTokenRun(msgpack::Reader& in, TokenId* tokens, std::uint64_t count) {
   const std::uint8_t* p = in.position();
+  const std::uint8_t* const end = p + in.left();
   std::uint64_t done = 0;
-  std::size_t left = in.left();
-  while (done < count && left >= 8) {
-    const TokenForm form = kTokenForms[*p];
-    if (form.length == 0) break;
-    tokens[done++] = static_cast<TokenId>((msgpack::LoadBig<std::uint64_t>(p) << form.left) >> form.right);
-    p += form.length;
-    left -= form.length;
+  while (done < count && end - p >= 8) {
+    const std::uint32_t head = *p;
+    const std::uint32_t length = kTokenLength[head];
+    if (length == 0) break;
+    // The 4 bytes behind the head, less those that are not the id's. (Length 1 shifts by 32: masked, not
+    // used.)
+    const std::uint32_t wide = msgpack::LoadBig<std::uint32_t>(p + 1) >> ((40 - 8 * length) & 31);
+    tokens[done++] = head < 0x80 ? head : wide;
+    p += length;
   }
   in.set_position(p);
   return done;

@@ -6,12 +6,15 @@
 
 #include <openssl/sha.h>
 
+#include <bit>
 #include <cstring>
 
 #include "src/hash/sha256.h"
 
 namespace llmd::hash {
 namespace {
+
+static_assert(std::endian::native == std::endian::little, "llmd::hash needs a little-endian host");
 
 int HexValue(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -73,10 +76,10 @@ Digest Sha256Concat(std::span<const std::uint8_t> a, std::span<const std::uint8_
 // Padding here lets OpenSSL run its compression function once over whole blocks, without buffering.
 Digest Sha256InPlace(std::uint8_t* message, std::size_t size) {
   const std::size_t padded = (size + 9 + 63) / 64 * 64;
+  std::memset(message + size, 0, kSha256Padding);
   message[size] = 0x80;
-  std::memset(message + size + 1, 0, padded - size - 9);
-  const std::uint64_t bits = std::uint64_t{size} * 8;
-  for (int i = 0; i < 8; ++i) message[padded - 1 - i] = static_cast<std::uint8_t>(bits >> (8 * i));
+  const std::uint64_t bits = __builtin_bswap64(std::uint64_t{size} * 8);
+  std::memcpy(message + padded - 8, &bits, 8);
 
   SHA256_CTX context;
   SHA256_Init(&context);
@@ -84,11 +87,8 @@ Digest Sha256InPlace(std::uint8_t* message, std::size_t size) {
   Digest digest;
   digest.size = 32;
   for (int i = 0; i < 8; ++i) {
-    const std::uint32_t word = context.h[i];
-    digest.bytes[4 * i] = static_cast<std::uint8_t>(word >> 24);
-    digest.bytes[4 * i + 1] = static_cast<std::uint8_t>(word >> 16);
-    digest.bytes[4 * i + 2] = static_cast<std::uint8_t>(word >> 8);
-    digest.bytes[4 * i + 3] = static_cast<std::uint8_t>(word);
+    const std::uint32_t word = __builtin_bswap32(context.h[i]);
+    std::memcpy(digest.bytes.data() + 4 * i, &word, 4);
   }
   return digest;
 }

@@ -33,12 +33,11 @@ inline std::uint8_t* PickleToken(std::uint8_t* p, std::uint32_t token) {
     std::memcpy(p, &long1, 8);
     return p + 7;
   }
-  static constexpr std::uint8_t kOpcode[] = {'K', 'M', 'J'};
-  static constexpr std::uint8_t kWidth[] = {2, 3, 5};
-  const int wide = (token > 0xff) + (token > 0xffff);
-  const std::uint64_t word = kOpcode[wide] | std::uint64_t{token} << 8;
+  const std::uint32_t two = token > 0xff;     // BININT2 or wider
+  const std::uint32_t four = token > 0xffff;  // BININT
+  const std::uint64_t word = ('K' + 2 * two - 3 * four) | std::uint64_t{token} << 8;
   std::memcpy(p, &word, 8);
-  return p + kWidth[wide];
+  return p + 2 + two + 2 * four;
 }
 
 inline std::uint8_t* CborToken(std::uint8_t* p, std::uint32_t token) {
@@ -97,8 +96,7 @@ void WriteExtraKeys(const ExtraKeys& keys, Writer& writer) {
 template void WriteExtraKeys(const ExtraKeys&, PickleWriter&);
 template void WriteExtraKeys(const ExtraKeys&, CborWriter&);
 
-// --- Pickle
-// ----------------------------------------------------------------------------------------------------------
+// --- Pickle ---
 
 PickleWriter::PickleWriter(std::uint8_t* out) : begin_(out), p_(out) {
   Put(0x80);  // PROTO 5
@@ -255,8 +253,27 @@ std::size_t PickleWriter::Finish() {
   return p_ - begin_;
 }
 
-// --- CBOR
-// ------------------------------------------------------------------------------------------------------------
+std::size_t WritePlainPickle(const Digest& parent, TokenSpan tokens, std::uint8_t* out) {
+  std::uint8_t* p = out + 11;  // PROTO 5 and FRAME come last
+  p[0] = 'C';
+  p[1] = parent.size;
+  std::memcpy(p + 2, parent.bytes.data(), Digest::kMaxSize);
+  p += 2 + parent.size;
+  p[0] = 0x94;  // MEMOIZE
+  p[1] = '(';
+  p += 2;
+  for (const TokenId token : tokens) p = PickleToken(p, token);
+  static constexpr std::uint8_t kEnd[] = {'t', 0x94, 'N', 0x87, 0x94, '.'};
+  std::memcpy(p, kEnd, sizeof(kEnd));
+  p += sizeof(kEnd);
+  const std::uint64_t frame = p - out - 11;
+  static constexpr std::uint8_t kStart[] = {0x80, 0x05, 0x95};
+  std::memcpy(out, kStart, sizeof(kStart));
+  std::memcpy(out + sizeof(kStart), &frame, sizeof(frame));
+  return p - out;
+}
+
+// --- CBOR ---
 
 void CborWriter::Head(std::uint8_t major, std::uint64_t value) {
   major = static_cast<std::uint8_t>(major << 5);

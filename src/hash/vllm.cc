@@ -1,6 +1,7 @@
 #include "llmd/hash/vllm.h"
 
 #include <algorithm>
+#include <type_traits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -78,6 +79,11 @@ Serialized Serialize(VllmAlgorithm algorithm, const Digest& parent, Tokens token
   if (extra != nullptr) bound += SizeBound(*extra);
   std::uint8_t* const data = scratch.Reserve(bound);
   const bool integer = ParentIsInteger(algorithm);
+  if constexpr (std::is_same_v<Tokens, TokenSpan>) {
+    const bool plain = (extra == nullptr || extra->empty()) && parent.size > 0 && !integer &&
+                       tokens.size() >= kMinPlainTokens && tokens.size() <= kMaxPlainTokens;
+    if (plain && UsesPickle(algorithm)) return {data, WritePlainPickle(parent, tokens, data)};
+  }
   return {data, UsesPickle(algorithm) ? WriteBlock<PickleWriter>(integer, parent, tokens, extra, data)
                                       : WriteBlock<CborWriter>(integer, parent, tokens, extra, data)};
 }
@@ -203,8 +209,7 @@ std::string VllmHasher::Preimage(std::span<const std::int64_t> tokens, const Dig
   return {reinterpret_cast<const char*>(block.data), block.size};
 }
 
-// --- Chain
-// -----------------------------------------------------------------------------------------------------------
+// --- Chain ---
 
 VllmChain::VllmChain(const VllmHasher& hasher, ExtraKeyBuilder extras)
     : hasher_(hasher), extras_(std::move(extras)) {}
@@ -244,8 +249,7 @@ void VllmChain::Clear() {
   keys_.clear();
 }
 
-// --- Groups
-// ----------------------------------------------------------------------------------------------------------
+// --- Groups ---
 
 void GroupDigests(std::span<const Digest> fine, std::uint32_t factor, std::vector<Digest>& out) {
   if (factor == 0) return;

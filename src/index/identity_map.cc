@@ -12,8 +12,11 @@ IdentityMap::IdentityMap(Arena& arena, int shard_bits)
 
 void IdentityMap::Rebuild(Shard& shard) {
   const std::uint32_t live = shard.used - shard.gone;
-  // Filled to 86 % at most and, right after growing, to 74 %.
-  const std::uint64_t wanted = std::max<std::uint64_t>((std::uint64_t{live} + 1) * 100 / 74, 1);
+  // Grown to be 68 to 80 % full, not the same for all: shards that grew in step would need all their new
+  // memory at once.
+  const auto index = static_cast<std::uint64_t>(&shard - shards_.data());
+  const std::uint64_t grown_fill = 68 + (index * 7 + live) % 13;
+  const std::uint64_t wanted = std::max<std::uint64_t>((std::uint64_t{live} + 1) * 100 / grown_fill, 1);
   const auto lines = static_cast<std::uint32_t>((wanted + kLineSlots - 1) / kLineSlots);
   const std::size_t new_bytes = std::size_t{lines} * kLineSlots * sizeof(std::uint64_t);
   auto* slots = static_cast<std::uint64_t*>(arena_.Allocate(new_bytes));
@@ -34,27 +37,6 @@ void IdentityMap::Rebuild(Shard& shard) {
   shard.used = live;
   bytes_ += new_bytes - std::size_t{old.lines} * kLineSlots * sizeof(std::uint64_t);
   arena_.Free(old.slots);
-}
-
-void IdentityMap::Insert(std::uint64_t hash, NodeRef node) {
-  Shard& shard = shards_[hash >> (64 - shard_bits_)];
-  if (std::uint64_t{shard.used + 1} * 100 > std::uint64_t{shard.lines} * kLineSlots * 86) Rebuild(shard);
-  const std::uint64_t tag = TagOf(hash);
-  const std::uint64_t made = MakeSlot(tag, node);
-  for (std::uint64_t at = LineOf(shard, tag) * kLineSlots;;) {
-    std::uint64_t& slot = shard.slots[at];
-    if (slot == kEmpty || slot == kGone) {
-      if (slot == kGone) {
-        --shard.gone;
-      } else {
-        ++shard.used;
-      }
-      slot = made;
-      ++size_;
-      return;
-    }
-    if (++at == std::size_t{shard.lines} * kLineSlots) at = 0;
-  }
 }
 
 bool IdentityMap::Erase(std::uint64_t hash, NodeRef node) {

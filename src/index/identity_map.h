@@ -1,9 +1,9 @@
 // Engine key -> block, for the blocks whose own key it is: eight bytes an entry.
 //
 // The key itself is not stored; it stands in the run's engine column, and a slot carries 20 bits of its hash
-// to make a wrong guess rare. The table is many small shards that grow by a sixth at a time, so that it stays
-// densely filled at any size; a shard is rebuilt from its slots alone, since the hash bits kept in a slot
-// also say its place. Writer only.
+// to make a wrong guess rare. The table is many small shards that grow by a quarter at a time, so that it
+// stays densely filled at any size; a shard is rebuilt from its slots alone, since the hash bits kept in a
+// slot also say its place. Writer only.
 #ifndef SRC_INDEX_IDENTITY_MAP_H_
 #define SRC_INDEX_IDENTITY_MAP_H_
 
@@ -63,8 +63,37 @@ class IdentityMap {
     }
   }
 
-  // The caller has made sure that the key has no entry.
-  void Insert(std::uint64_t hash, NodeRef node);
+  // Enters the key for `node`, unless it has an entry already (`matches` as in Find()): that one is returned
+  // then.
+  template <typename Matches>
+  NodeRef FindOrInsert(std::uint64_t hash, NodeRef node, Matches matches) {
+    Shard& shard = shards_[hash >> (64 - shard_bits_)];
+    if (std::uint64_t{shard.used + 1} * 100 > std::uint64_t{shard.lines} * kLineSlots * kMaxFill)
+      Rebuild(shard);
+    const std::uint64_t tag = TagOf(hash);
+    std::uint64_t* place = nullptr;
+    for (std::uint64_t line = LineOf(shard, tag);; line = line + 1 == shard.lines ? 0 : line + 1) {
+      std::uint64_t* slots = shard.slots + line * kLineSlots;
+      bool any_empty = false;
+      for (std::size_t i = 0; i < kLineSlots; ++i) {
+        if (slots[i] == kEmpty || slots[i] == kGone) {
+          any_empty |= slots[i] == kEmpty;
+          if (place == nullptr) place = &slots[i];
+        } else if (slots[i] >> (64 - kTagBits) == tag) {
+          if (const NodeRef found = NodeOf(slots[i]); matches(found)) return found;
+        }
+      }
+      if (any_empty) break;
+    }
+    if (*place == kGone) {
+      --shard.gone;
+    } else {
+      ++shard.used;
+    }
+    *place = MakeSlot(tag, node);
+    ++size_;
+    return {};
+  }
   // Removes the entry of this hash for exactly this block; false when there is none.
   bool Erase(std::uint64_t hash, NodeRef node);
 
@@ -74,6 +103,7 @@ class IdentityMap {
  private:
   static constexpr int kTagBits = 20;
   static constexpr std::size_t kLineSlots = 8;
+  static constexpr std::uint64_t kMaxFill = 90;  // percent of a shard's slots
   static constexpr std::uint64_t kEmpty = 0;
   static constexpr std::uint64_t kGone = ~std::uint64_t{0};
 

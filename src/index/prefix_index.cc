@@ -51,13 +51,9 @@ void PrefixIndex::Impl::Bind(std::uint16_t slot, EngineKey key, NodeRef node, bo
       trie.Uncover(slot, bound);
       ++trie.stats().rebound_keys;
     }
-    if (fresh) fresh = !trie.FindOwner(holder.key_space, key);
   }
-  if (fresh) {
-    trie.Own(node, IdentityHash(holder.key_space, key));
-  } else {
-    trie.SetForeignKey(slot, node, key);
-  }
+  if (fresh && !trie.Own(node, holder.key_space, key)) return;
+  trie.SetForeignKey(slot, node, key);
 }
 
 void PrefixIndex::Impl::CoverAndBind(std::uint16_t slot, NodeRef node, EngineKey key, bool fresh,
@@ -114,13 +110,10 @@ Trie::Cursor PrefixIndex::Impl::StoreNew(std::uint16_t slot, const NamespaceId& 
   const auto count = static_cast<std::uint32_t>(blocks.size());
   result.added += trie.Cover(slot, run, first, first + count).added;
   for (std::uint32_t i = 0; i < count; ++i) {
-    const std::uint64_t hash = IdentityHash(holder.key_space, engine[i]);
-    if (holder.foreign.empty() && !trie.FindOwner(holder.key_space, engine[i])) {
-      trie.Own({run, first + i}, hash);
-    } else {
-      trie.meta(run).unowned_keys = true;
-      Bind(slot, engine[i], {run, first + i}, true);
-    }
+    const NodeRef node{run, first + i};
+    if (holder.foreign.empty() && !trie.Own(node, holder.key_space, engine[i])) continue;
+    trie.meta(run).unowned_keys = true;
+    Bind(slot, engine[i], node, true);
   }
   return {run, first + count};
 }
@@ -286,7 +279,8 @@ struct PrefixIndex::Reader::State {
   MatchScratch scratch;
 };
 
-PrefixIndex::Reader::Reader(const PrefixIndex& index) : state_(std::make_unique<State>(index.impl_->trie)) {}
+PrefixIndex::Reader::Reader(const PrefixIndex& index) : Reader(index.impl_->trie) {}
+PrefixIndex::Reader::Reader(const Trie& trie) : state_(std::make_unique<State>(trie)) {}
 PrefixIndex::Reader::~Reader() = default;
 
 void PrefixIndex::Reader::Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result) {

@@ -8,6 +8,7 @@
 #define SRC_INDEX_RUN_H_
 
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
@@ -78,6 +79,20 @@ struct Detail {
   }
   static void ClearBit(std::vector<std::uint64_t>& bits, std::uint32_t i) {
     if (i / 64 < bits.size()) bits[i / 64] &= ~(std::uint64_t{1} << (i % 64));
+  }
+  // One past the last block held, given the leading ones.
+  std::uint32_t EndOfHeld(std::uint32_t lead) const {
+    for (std::size_t i = held.size(); i-- > 0;) {
+      if (held[i] != 0) return static_cast<std::uint32_t>(i * 64 + std::bit_width(held[i]));
+    }
+    return lead;
+  }
+  // How many blocks are held, given the leading ones.
+  std::uint32_t CountHeld(std::uint32_t lead) const {
+    if (held.empty()) return lead;
+    std::uint32_t count = 0;
+    for (const std::uint64_t bits : held) count += std::popcount(bits);
+    return count;
   }
   std::size_t bytes() const {
     return sizeof(Detail) + held.capacity() * 8 + counts.capacity() + is_foreign.capacity() * 8 +

@@ -6,7 +6,9 @@
 #ifndef SRC_INDEX_TRIE_H_
 #define SRC_INDEX_TRIE_H_
 
+#include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -96,6 +98,8 @@ class Trie {
   // Makes sure that `count` runs can be added, by eviction if ids run out before bytes do; waits for readers
   // that still see evicted runs.
   void ReserveRuns(std::size_t count);
+  bool HasRoomForRun() const;
+  bool over_budget() const { return used_bytes() > soft_limit_; }
   // A new run with these blocks (at least one, at most kMaxRunLength), covered by nobody yet: cover it before
   // anything else. `engine` is empty in a trie without engine keys, else parallel to `content`; the keys are
   // not bound.
@@ -103,8 +107,8 @@ class Trie {
                std::span<const EngineKey> engine);
   // Appends to a run whose end has no child with the first key. As above.
   void Append(RunId run, BlockKeySpan content, std::span<const EngineKey> engine);
-  // Makes the block the owner of its engine key, which must have none.
-  void Own(NodeRef node, std::uint64_t identity_hash) { identity_.Insert(identity_hash, node); }
+  // Makes the block the owner of its engine key unless another block is: that one is returned then.
+  NodeRef Own(NodeRef node, std::uint32_t key_space, EngineKey key);
   void PrefetchIdentity(std::uint64_t identity_hash) const { identity_.Prefetch(identity_hash); }
 
   // The holder has blocks [from, to) of the run.
@@ -127,12 +131,16 @@ class Trie {
   void ClearForeignKey(std::uint16_t slot, NodeRef node);
 
   const Detail* FindDetail(std::uint16_t slot, RunId run) const;
-  void SetDetail(std::uint16_t slot, RunId run, Detail detail, std::uint32_t lead);
+  // Puts a holder that has no word there into the run as described: its first `lead` blocks, or what `detail`
+  // says. Foreign keys of the detail must not be bound yet.
+  void RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail);
+  // Where the run's last live block ends: its length, unless something went wrong.
+  std::uint32_t LiveEnd(RunId run) const;
 
   // Drops whole runs until the budget is met; call after each write. `observer` hears of every (slot, run)
   // that lost its coverage.
   void EnforceBudget() {
-    if (used_bytes() > soft_limit_) EvictRuns();
+    if (over_budget()) EvictRuns();
   }
   void SetEvictionObserver(std::function<void(std::uint16_t, RunId)> observer) {
     on_evict_ = std::move(observer);
@@ -141,6 +149,8 @@ class Trie {
   void Maintain();
   void Compact();
 
+  // Memory that the owner keeps beside the trie; counts towards the budget.
+  void SetOtherBytes(std::size_t bytes) { other_bytes_ = bytes; }
   std::size_t used_bytes() const;
   MemoryUsage memory_usage() const;
 
@@ -148,9 +158,14 @@ class Trie {
   static constexpr std::size_t kNone = ~std::size_t{0};
   static constexpr std::uint8_t kMaxReferences = 255;
 
-  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKey key, RunId& child) const;
+  // The child that `chain` (not empty) continues in.
+  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const;
   Body* NewBody(std::uint32_t holder_capacity, std::uint32_t capacity);
   Body* Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::uint32_t holder_capacity);
+  // Room for holders: two, then doubling.
+  static std::uint32_t GrownHolderCapacity(std::uint32_t holders) {
+    return holders <= 2 ? 2 : std::min<std::uint32_t>(65535, std::bit_ceil(holders));
+  }
   static std::size_t FindWord(const Body& body, std::uint32_t slot);
   void AddWord(std::uint16_t slot, RunId run, std::uint32_t lead);
   void RemoveWord(RunId run, std::size_t index);
@@ -161,7 +176,6 @@ class Trie {
   Detail* MutableDetail(std::uint16_t slot, RunId run);
   void DropTrivialDetail(std::uint16_t slot, RunId run);
   void EraseDetail(std::uint16_t slot, RunId run);
-  static std::uint32_t EndOf(std::uint32_t lead, const Detail* detail);
   void ForgetForeignKey(HolderState& holder, EngineKey key);
   // Brings the run's length back to its last live block; frees it, and so on upwards, when none is left.
   void Settle(RunId run);
@@ -196,6 +210,7 @@ class Trie {
   std::size_t detail_bytes_ = 0;
   std::size_t foreign_bytes_ = 0;
   std::size_t holder_list_bytes_ = 0;
+  std::size_t other_bytes_ = 0;
   Queue probation_;
   Queue protected_;
   RunId trim_hand_ = 1;

@@ -33,7 +33,7 @@ void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratc
   Cursor at;
   while (true) {
     RunId run = 0;
-    const Body* body = FindChildBody(ns, at, chain[depth], run);
+    const Body* body = FindChildBody(ns, at, chain.subspan(depth), run);
     if (body == nullptr) return;
     const std::uint32_t holders = body->holders.load(std::memory_order_acquire);
     const std::uint32_t length = body->length.load(std::memory_order_acquire);

@@ -34,9 +34,24 @@ class FreshnessPolicy {
     return policy;
   }
 
-  template <typename T>
-  bool Counts(const Sample<T>& sample, absl::Time now) const {
-    return any_ || (sample.known() && now - sample.at <= max_age_);
+  // Decides for one moment.
+  class Rule {
+   public:
+    template <typename T>
+    bool Counts(const Sample<T>& sample) const {
+      return any_ || (sample.known() && sample.at >= oldest_);
+    }
+
+   private:
+    friend class FreshnessPolicy;
+    bool any_;
+    absl::Time oldest_;
+  };
+  Rule At(absl::Time now) const {
+    Rule rule;
+    rule.any_ = any_;
+    rule.oldest_ = now - max_age_;
+    return rule;
   }
 
  private:
@@ -53,11 +68,12 @@ class LowestCountScorer final : public Plugin, public Scorer {
 
   void Score(Context& context, std::span<const Position> candidates,
              std::span<double> scores) const override {
+    const FreshnessPolicy::Rule fresh = freshness_.At(context.now);
     double low = std::numeric_limits<double>::infinity();
     double high = -low;
     for (std::size_t i = 0; i < candidates.size(); ++i) {
       const Sample<std::int64_t>& sample = context.pool[candidates[i]].metrics.*member_;
-      if (!freshness_.Counts(sample, context.now)) continue;
+      if (!fresh.Counts(sample)) continue;
       scores[i] = static_cast<double>(sample.value);
       low = std::min(low, scores[i]);
       high = std::max(high, scores[i]);
@@ -81,9 +97,10 @@ class KvCacheUtilizationScorer final : public Plugin, public Scorer {
 
   void Score(Context& context, std::span<const Position> candidates,
              std::span<double> scores) const override {
+    const FreshnessPolicy::Rule fresh = freshness_.At(context.now);
     for (std::size_t i = 0; i < candidates.size(); ++i) {
       const Sample<double>& usage = context.pool[candidates[i]].metrics.kv_cache_usage;
-      if (freshness_.Counts(usage, context.now)) scores[i] = 1.0 - usage.value;
+      if (fresh.Counts(usage)) scores[i] = 1.0 - usage.value;
     }
   }
 

@@ -9,6 +9,7 @@ namespace llmd::worker {
 namespace {
 
 constexpr std::uint32_t kMaxBlocks = std::uint32_t{1} << 28;
+constexpr std::size_t kAhead = 8;  // blocks between asking for a part of the table and using it
 
 absl::Status BadBlockId(BlockId id, std::uint32_t num_blocks) {
   return absl::InvalidArgumentError(
@@ -27,7 +28,10 @@ absl::StatusOr<BlockPool> BlockPool::Create(const BlockPoolOptions& options) {
 }
 
 BlockPool::BlockPool(const BlockPoolOptions& options)
-    : options_(options), blocks_(std::size_t{options.num_blocks} + 1), free_(blocks_), map_(blocks_) {
+    : options_(options),
+      blocks_(std::size_t{options.num_blocks} + 1),
+      free_(blocks_),
+      map_(std::span(blocks_).first(options.num_blocks)) {
   blocks_[kNullBlock].is_null = true;
   for (BlockId id = 1; id < options_.num_blocks; ++id) free_.PushBack(id);
 }
@@ -56,9 +60,12 @@ absl::Status BlockPool::GetNewBlocks(std::size_t n, std::vector<BlockId>& out) {
     const BlockId id = free_.PopFront();
     Block& block = blocks_[id];
     assert(block.ref_cnt == 0 && !block.is_null);
-    if (block.cached()) Evict(id);
+    if (block.cached()) map_.PrefetchRemove(id);
     block.ref_cnt = 1;
     out.push_back(id);
+  }
+  for (const BlockId id : std::span(out).last(n)) {
+    if (blocks_[id].cached()) Evict(id);
   }
   stats_.blocks_allocated += n;
   BoundEvents();
@@ -152,6 +159,7 @@ absl::Status BlockPool::CacheFullBlocks(const Request& request, std::span<const 
   for (std::size_t i = num_cached; i <= num_full; ++i) {
     const bool fresh = i < num_full && !blocks_[table[i]].is_null && !blocks_[table[i]].cached();
     if (fresh) {
+      if (i + kAhead < num_full) map_.Prefetch(request.block_hashes[i + kAhead], group_id);
       map_.Insert(table[i], request.block_hashes[i], group_id);
       ++stats_.blocks_cached;
       continue;

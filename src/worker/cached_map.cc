@@ -54,6 +54,10 @@ BlockId CachedMap::Find(const hash::Digest& hash, std::uint32_t group_id) const 
   return slots_[FindSlot(TagOf(hash, group_id), hash, group_id)].block;
 }
 
+void CachedMap::Prefetch(const hash::Digest& hash, std::uint32_t group_id) const {
+  __builtin_prefetch(&slots_[TagOf(hash, group_id) & mask_]);
+}
+
 bool CachedMap::Insert(BlockId id, const hash::Digest& hash, std::uint32_t group_id) {
   Block& block = blocks_[id];
   assert(!block.cached() && hash.size != 0);

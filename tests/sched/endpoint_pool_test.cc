@@ -55,7 +55,7 @@ TEST(EndpointPool, HandlesOutliveNeighboursAndNotThemselves) {
   EXPECT_EQ(pool.mutable_metrics(middle), nullptr);
   EXPECT_EQ(pool.FindId("default/pod-2"), 1u);
 
-  const EndpointHandle next = AddEndpoint(pool, {});
+  const EndpointHandle next = *pool.Add({.name = "pod-3", .address = "h", .port = 1});
   EXPECT_EQ(next.slot, middle.slot);
   EXPECT_NE(next.generation, middle.generation);
   EXPECT_EQ(pool.Find(middle), std::nullopt);

@@ -21,8 +21,11 @@ std::vector<Position> Kept(const std::string& type, const Value& parameters, con
   plugin.As<Filter>().Apply(context, all, dropped);
   std::vector<Position> kept;
   for (const Position p : all) {
-    if (dropped[p] == nullptr) kept.push_back(p);
-    if (dropped[p] != nullptr) EXPECT_STRNE(dropped[p], "");
+    if (dropped[p] == nullptr) {
+      kept.push_back(p);
+    } else {
+      EXPECT_STRNE(dropped[p], "");
+    }
   }
   return kept;
 }

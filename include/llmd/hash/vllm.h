@@ -134,8 +134,7 @@ class VllmChain {
   std::vector<BlockKey> keys_;
 };
 
-// --- Groups of layers whose blocks are `factor` hash blocks long
-// -------------------------------------------------------
+// --- Groups of layers whose blocks are `factor` hash blocks long ---
 
 // The group's block digests: the last fine digest inside each block. `factor` 0 gives nothing.
 void GroupDigests(std::span<const Digest> fine, std::uint32_t factor, std::vector<Digest>& out);

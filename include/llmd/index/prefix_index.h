@@ -18,7 +18,7 @@
 // one holder binds to a new node leaves the old one: the newer announcement wins. A node, and its engine key,
 // lives while a holder has it or any of its descendants; so a parent that is a hole can still be named.
 //
-// Threads. One thread at a time writes (every non-const member of PrefixIndex); any number of threads match,
+// Threads. One thread at a time uses PrefixIndex itself, const members included; any number of threads match,
 // each with its own Reader, at any time. A reader takes no lock, waits for nobody and writes to no memory
 // that others read often; a match that runs beside writes sees each run of blocks as it was at some moment of
 // the match. A Reader must not outlive its index.
@@ -44,6 +44,9 @@
 #include "llmd/index/types.h"
 
 namespace llmd::index {
+
+class ApproxIndex;
+class Trie;
 
 struct PrefixIndexOptions {
   std::size_t max_bytes = std::size_t{4} << 30;  // at least 1 MiB
@@ -142,6 +145,8 @@ class PrefixIndex {
     void Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result);
 
    private:
+    friend class ApproxIndex;
+    explicit Reader(const Trie& trie);
     struct State;
     std::unique_ptr<State> state_;
   };

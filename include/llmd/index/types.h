@@ -29,10 +29,10 @@ struct NamespaceId {
 };
 
 struct NamespaceKey {
-  std::string_view model;
-  std::string_view lora;          // empty for the base model
-  std::string_view cache_salt;    // empty for none
-  std::uint32_t block_size = 16;  // tokens
+  std::string_view model = {};
+  std::string_view lora = {};        // empty for the base model
+  std::string_view cache_salt = {};  // empty for none
+  std::uint32_t block_size = 16;     // tokens
 };
 
 NamespaceId MakeNamespace(const NamespaceKey& key);
@@ -45,8 +45,8 @@ enum class RemovalPolicy {
 };
 
 struct HolderOptions {
-  std::string endpoint;  // "address:port", as the scheduler names it
-  std::optional<std::uint32_t> dp_rank;
+  std::string endpoint = {};  // "address:port", as the scheduler names it
+  std::optional<std::uint32_t> dp_rank = std::nullopt;
   std::string tier = "gpu";  // lower case; any string is its own tier
   RemovalPolicy removal = RemovalPolicy::kSet;
   // Holders with the same key space publish the same engine key for the same chain (one model, one engine

@@ -34,12 +34,12 @@ struct EndpointHandle {
 using Labels = std::map<std::string, std::string, std::less<>>;
 
 struct EndpointMetadata {
-  std::string name;  // unique with pod_namespace; not empty
+  std::string name = {};  // unique with pod_namespace; not empty
   std::string pod_namespace = "default";
-  std::string address;  // host name or IP, without port
+  std::string address = {};  // host name or IP, without port
   std::uint16_t port = 0;
-  std::string node_address;
-  Labels labels;
+  std::string node_address = {};
+  Labels labels = {};
   std::uint32_t rank = 0;  // index among the pool's target ports
 };
 

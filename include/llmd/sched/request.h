@@ -19,32 +19,32 @@ namespace llmd::sched {
 
 // The block keys of one prompt, first block first.
 struct KeyChain {
-  index::NamespaceId ns;
+  index::NamespaceId ns = {};
   std::uint32_t block_size = 0;  // tokens per block
-  BlockKeySpan keys;
+  BlockKeySpan keys = {};
 };
 
 struct Prompt {
   std::size_t token_count = 0;
-  TokenSpan tokens;  // may be empty when only keys are known
+  TokenSpan tokens = {};  // may be empty when only keys are known
   // One chain for each prefix source (endpoint_pool.h); a missing or empty one means nothing is known.
-  std::span<const KeyChain> chains;
+  std::span<const KeyChain> chains = {};
 };
 
 struct Header {
-  std::string_view name;  // lower case
-  std::string_view value;
+  std::string_view name = {};  // lower case
+  std::string_view value = {};
 };
 
 struct Request {
-  std::string_view id;     // x-request-id
-  std::string_view model;  // after rewriting: the adapter's name for LoRA
-  std::span<const Prompt> prompts;
-  std::span<const Header> headers;
+  std::string_view id = {};     // x-request-id
+  std::string_view model = {};  // after rewriting: the adapter's name for LoRA
+  std::span<const Prompt> prompts = {};
+  std::span<const Header> headers = {};
   std::int32_t priority = 0;  // below 0: may be shed
   std::string_view fairness_id = "default-flow";
   std::size_t size_bytes = 0;
-  std::optional<std::uint32_t> max_output_tokens;
+  std::optional<std::uint32_t> max_output_tokens = {};
 
   // Tokens of all prompts.
   std::size_t token_count() const {

@@ -38,19 +38,19 @@
 namespace llmd::sched {
 
 struct PluginSpec {
-  std::string name;  // empty: the type
-  std::string type;
-  Value parameters;
+  std::string name = {};  // empty: the type
+  std::string type = {};
+  Value parameters = {};
 };
 
 struct PluginRef {
-  std::string plugin;            // a plugin's name
-  std::optional<double> weight;  // of a scorer; 1 when absent. Any finite number
+  std::string plugin = {};            // a plugin's name
+  std::optional<double> weight = {};  // of a scorer; 1 when absent. Any finite number
 };
 
 struct ProfileSpec {
-  std::string name;
-  std::vector<PluginRef> plugins;  // filters and scorers in order, and at most one picker
+  std::string name = {};
+  std::vector<PluginRef> plugins = {};  // filters and scorers in order, and at most one picker
 };
 
 // Completed by Create() as the spec (3.2) says: no profile: one named "default" with every filter, scorer and
@@ -62,8 +62,8 @@ struct SchedulerConfig {
   // prefix-cache-scorer 3.
   static SchedulerConfig Default();
 
-  std::vector<PluginSpec> plugins;
-  std::vector<ProfileSpec> profiles;
+  std::vector<PluginSpec> plugins = {};
+  std::vector<ProfileSpec> profiles = {};
 };
 
 struct ScheduleInput {

@@ -97,7 +97,8 @@ class BlockPool {
   // Forgets everything cached (event "cleared"). False, and no change, while any block is held.
   bool Reset();
 
-  // num_held() / (num_blocks() - 1), that is 1 - free / usable: the share of blocks that requests hold now. See the note above.
+  // num_held() / (num_blocks() - 1), that is 1 - free / usable: the share of blocks that requests hold now.
+  // See the note above.
   double usage() const;
 
   // Moves the queued events to `out`, whose old contents are dropped and whose memory the pool uses next.

@@ -21,7 +21,7 @@ namespace llmd::worker {
 
 class CachedMap {
  public:
-  // `blocks` must stay where it is while the map lives.
+  // For as many blocks as given. `blocks` must stay where it is while the map lives.
   explicit CachedMap(std::span<Block> blocks);
 
   // The first block that was inserted, of those still here, under this key; kNoBlock when there is none.
@@ -36,6 +36,12 @@ class CachedMap {
   bool Remove(BlockId id);
 
   void Clear();
+
+  // Hints: load the part of the table that Find() or Insert() of this key, or Remove() of this cached block,
+  // will need. The table of a large pool is far from the processor; runs of blocks are worked on faster when
+  // asked for ahead.
+  void Prefetch(const hash::Digest& hash, std::uint32_t group_id) const;
+  void PrefetchRemove(BlockId id) const { __builtin_prefetch(&slots_[blocks_[id].map_tag & mask_]); }
 
   std::size_t num_keys() const { return num_keys_; }
   std::size_t num_blocks() const { return num_blocks_; }  // duplicates included

@@ -1,0 +1,45 @@
+# Two entry points: `make demo` and `make test`. Each installs what is missing, builds and runs.
+# TRACE=FILE      a trace of requests in the Mooncake schema for the demo to replay as well
+# FUZZ_SECONDS=N  time for each fuzz target
+TRACE ?= $(firstword $(wildcard tests/data/*trace*.jsonl))
+FUZZ_SECONDS ?= 60
+REPLAY = build/release/examples/trace_replay/trace_replay
+
+.PHONY: help demo test fuzz bench format packages checks-packages
+.NOTPARALLEL:
+
+help:
+	@echo "make demo    routing decisions on a generated workload (and on TRACE=FILE), as a table"
+	@echo "make test    build and run the tests"
+	@echo "make bench   run the benchmarks into bench/results/"
+	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
+	@echo "make format  format the sources"
+
+demo: packages
+	cmake --preset release
+	cmake --build --preset release --target trace_replay
+	$(REPLAY) --generate chat --endpoints 8 --limit 2000
+	$(if $(TRACE),$(REPLAY) --trace $(TRACE) --endpoints 8)
+
+test: packages
+	cmake --preset dev
+	cmake --build --preset dev
+	ctest --preset dev -j "$$(nproc)"
+
+bench: packages
+	cmake --preset release
+	cmake --build --preset release
+	scripts/run_benchmarks.sh
+
+fuzz: packages checks-packages
+	cmake --preset fuzz
+	cmake --build --preset fuzz
+	scripts/run_fuzzers.sh $(FUZZ_SECONDS)
+
+format: checks-packages
+	scripts/format.sh
+
+packages:
+	@scripts/install_packages.sh build
+checks-packages:
+	@scripts/install_packages.sh checks

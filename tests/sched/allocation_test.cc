@@ -1,0 +1,71 @@
+// A warm decision does not allocate, explained or not.
+#include <cstdlib>
+#include <new>
+
+#include "tests/sched/sched_test_util.h"
+
+namespace {
+std::size_t allocations = 0;
+}  // namespace
+
+void* operator new(std::size_t size) {
+  ++allocations;
+  if (void* memory = std::malloc(size)) return memory;
+  throw std::bad_alloc();
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+
+namespace llmd::sched {
+namespace {
+
+TEST(Allocation, NoneOnceWarm) {
+  EndpointPool pool;
+  FakeIndex exact, approximate;
+  for (std::uint16_t i = 0; i < 100; ++i) {
+    const EndpointHandle handle =
+        AddEndpoint(pool, {{std::string(kRoleLabel), i % 10 == 0 ? "prefill" : "decode"}});
+    Metrics& metrics = *pool.mutable_metrics(handle);
+    metrics.waiting_requests = {i % 7, kNow};
+    metrics.running_requests = {i % 11, kNow};
+    metrics.kv_cache_usage = {i * 0.01, kNow};
+    ASSERT_TRUE(pool.BindHolder(kExactSource, {i, 1}, handle, i % 2 ? "gpu" : "cpu").ok());
+    ASSERT_TRUE(pool.BindHolder(kApproximateSource, {i, 1}, handle).ok());
+    exact.Store(i, {0, 1, 2});
+    approximate.Store(i, {0, 1});
+  }
+  SchedulerConfig config;
+  config.plugins = {
+      {"exact", "precise-prefix-cache-producer", {}},
+      {"precise", "prefix-cache-scorer", Parameters({{"prefixMatchInfoProducerName", "exact"}})},
+      {"approx", "prefix-cache-scorer", {}},
+      {"", "queue-scorer", {}},
+      {"", "running-requests-size-scorer", {}},
+      {"", "kv-cache-utilization-scorer", {}},
+      {"", "decode-filter", {}},
+      {"", "max-score-picker", Parameters({{"maxNumOfEndpoints", 3}})}};
+  const auto scheduler =
+      Scheduler::Create(config, PluginRegistry::Builtin(), {{exact.source(), approximate.source()}});
+  ASSERT_TRUE(scheduler.ok()) << scheduler.status();
+  const TestRequest request(20);
+  Workspace workspace(**scheduler);
+  Decision decision;
+  Explanation explanation;
+  const auto decide = [&](std::uint64_t seed, Explanation* explain) {
+    return (*scheduler)
+        ->Schedule({.request = request.request, .pool = pool, .now = kNow, .seed = seed}, workspace, decision,
+                   explain)
+        .ok();
+  };
+  ASSERT_TRUE(decide(0, &explanation));
+  const std::size_t before = allocations;
+  ASSERT_GT(before, 0u);
+  bool ok = true;
+  for (std::uint64_t seed = 1; seed < 100; ++seed) ok &= decide(seed, seed % 2 ? &explanation : nullptr);
+  const std::size_t during = allocations - before;
+  EXPECT_TRUE(ok);
+  EXPECT_EQ(during, 0u);
+}
+
+}  // namespace
+}  // namespace llmd::sched

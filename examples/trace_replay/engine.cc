@@ -124,7 +124,8 @@ absl::Status Engine::ScheduleWaiting(std::uint32_t& budget) {
   return absl::OkStatus();
 }
 
-// The youngest running request; it is not scheduled yet, since requests are scheduled in the order of admission.
+// The youngest running request; it is not scheduled yet, since requests are scheduled in the order of
+// admission.
 absl::Status Engine::PreemptLast() {
   std::unique_ptr<Active> victim = std::move(running_.back());
   running_.pop_back();
@@ -139,7 +140,8 @@ absl::Status Engine::FinishStep() {
   for (std::size_t i = 0; i < running_.size(); ++i) {
     Active& active = *running_[i];
     active.view.num_computed_tokens += active.scheduled;
-    const bool caught_up = active.scheduled > 0 && active.view.num_computed_tokens == active.view.num_tokens();
+    const bool caught_up =
+        active.scheduled > 0 && active.view.num_computed_tokens == active.view.num_tokens();
     active.scheduled = 0;
     if (caught_up) {
       if (active.generated++ == 0) active.first_token = step_end_;
@@ -147,7 +149,8 @@ absl::Status Engine::FinishStep() {
         if (absl::Status s = FinishRequest(active); !s.ok()) return s;
         continue;
       }
-      active.view.tokens = TokenSpan(active.source->tokens).first(active.source->prompt_tokens + active.generated);
+      active.view.tokens =
+          TokenSpan(active.source->tokens).first(active.source->prompt_tokens + active.generated);
     }
     if (kept != i) running_[kept] = std::move(running_[i]);
     ++kept;

@@ -1,13 +1,14 @@
-// One simulated endpoint: vLLM's continuous batching over the project's own KV cache manager, in virtual time.
+// One simulated endpoint: vLLM's continuous batching over the project's own KV cache manager, in virtual
+// time.
 //
 //   engine.AdvanceTo(t);          // every step that ends by t
 //   engine.Submit(request, t);    // joins the queue; computed from the next step on
 //   engine.AdvanceTo(kForever);   // until all is done
 //
-// A step gives each running request its next tokens (decode: one; prefill: what the token budget allows), then admits
-// waiting ones in order; a request that finds no block takes those of the youngest running one, which is computed again
-// later (spec: decode-worker.md 2.3, 2.4). Its blocks become findable when it is scheduled; its tokens exist, and its
-// KV events are handed out, when it ends. Not thread safe.
+// A step gives each running request its next tokens (decode: one; prefill: what the token budget allows),
+// then admits waiting ones in order; a request that finds no block takes those of the youngest running one,
+// which is computed again later (spec: decode-worker.md 2.3, 2.4). Its blocks become findable when it is
+// scheduled; its tokens exist, and its KV events are handed out, when it ends. Not thread safe.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_ENGINE_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_ENGINE_H_
 
@@ -32,7 +33,7 @@ struct EngineOptions {
   std::uint32_t capacity_blocks = kDefaultCapacityBlocks;  // usable ones, of 16 tokens
   std::uint32_t max_running = 256;                         // vLLM: max_num_seqs
   std::uint32_t max_batched_tokens = 8192;                 // of one step; at least max_running
-  LatencyModel latency;
+  LatencyModel latency = {};
   bool publish_events = false;
 };
 
@@ -41,18 +42,18 @@ struct ServedRequest {
   std::size_t index = 0;  // in the workload
   Nanos first_token = 0;
   Nanos finished = 0;
-  std::uint32_t hit_tokens = 0;   // of the prompt, found in the pool on admission
+  std::uint32_t hit_tokens = 0;  // of the prompt, found in the pool on admission
   std::uint32_t preemptions = 0;
 };
 
 struct EngineTotals {
-  Nanos busy = 0;                    // time in steps
+  Nanos busy = 0;  // time in steps
   std::uint64_t steps = 0;
-  std::uint64_t requests = 0;        // finished
-  std::uint64_t prompt_tokens = 0;   // of finished requests
+  std::uint64_t requests = 0;       // finished
+  std::uint64_t prompt_tokens = 0;  // of finished requests
   std::uint64_t hit_tokens = 0;
   std::uint64_t output_tokens = 0;
-  std::uint64_t computed_tokens = 0; // prefill and decode, repetitions after preemption included
+  std::uint64_t computed_tokens = 0;  // prefill and decode, repetitions after preemption included
   std::uint64_t preemptions = 0;
 };
 

@@ -20,20 +20,36 @@ class Generator {
   Workload Run() {
     switch (options_.kind) {
       case WorkloadKind::kChat:
-        Sessions({.shared_prompts = 4, .shared_min = 256, .shared_max = 2048, .mean_turns = 6, .max_turns = 40,
-                  .input_min = 20, .input_max = 600, .output_min = 50, .output_max = 600, .pause_s = 25});
+        Sessions({.shared_prompts = 4,
+                  .shared_min = 256,
+                  .shared_max = 2048,
+                  .mean_turns = 6,
+                  .max_turns = 40,
+                  .input_min = 20,
+                  .input_max = 600,
+                  .output_min = 50,
+                  .output_max = 600,
+                  .pause_s = 25});
         break;
       case WorkloadKind::kAgent:
-        Sessions({.shared_prompts = 3, .shared_min = 4096, .shared_max = 12288, .mean_turns = 20, .max_turns = 80,
-                  .input_min = 100, .input_max = 4000, .output_min = 30, .output_max = 400, .pause_s = 3});
+        Sessions({.shared_prompts = 3,
+                  .shared_min = 4096,
+                  .shared_max = 12288,
+                  .mean_turns = 20,
+                  .max_turns = 80,
+                  .input_min = 100,
+                  .input_max = 4000,
+                  .output_min = 30,
+                  .output_max = 400,
+                  .pause_s = 3});
         break;
       case WorkloadKind::kRetrieval:
         Questions();
         break;
     }
-    std::stable_sort(workload_.begin(), workload_.end(), [](const WorkloadRequest& a, const WorkloadRequest& b) {
-      return a.arrival < b.arrival;
-    });
+    std::stable_sort(
+        workload_.begin(), workload_.end(),
+        [](const WorkloadRequest& a, const WorkloadRequest& b) { return a.arrival < b.arrival; });
     workload_.resize(options_.requests);
     return std::move(workload_);
   }
@@ -59,18 +75,20 @@ class Generator {
   static Nanos FromSeconds(double seconds) { return std::llround(seconds * 1e9); }
 
   void Add(double at_s, const std::vector<Segment>& prompt, const Segment& output) {
-    workload_.push_back({.arrival = FromSeconds(at_s), .prompt = prompt, .output = output, .recorded = false});
+    workload_.push_back(
+        {.arrival = FromSeconds(at_s), .prompt = prompt, .output = output, .recorded = false});
   }
 
   void Sessions(const SessionShape& shape) {
-    constexpr double kSecondsPerToken = 0.010;  // a typical decode step: when the answer is about to be complete
+    constexpr double kSecondsPerToken =
+        0.010;  // a typical decode step: when the answer is about to be complete
     std::vector<Segment> shared;
     for (std::size_t i = 0; i < shape.shared_prompts; ++i) {
       shared.push_back(NewStream(shape.shared_min, shape.shared_max));
     }
     double start_s = 0;
-    // Turns of sessions that began early reach past the arrivals of later ones, so all sessions that begin within the
-    // first options_.requests turns are made and the earliest requests kept.
+    // Turns of sessions that began early reach past the arrivals of later ones, so all sessions that begin
+    // within the first options_.requests turns are made and the earliest requests kept.
     while (workload_.size() < options_.requests * 2) {
       start_s += random_.Exponential(shape.mean_turns / options_.rate);
       std::vector<Segment> prompt = {shared[random_.Below(shared.size())]};

@@ -1,11 +1,12 @@
 // Generated workloads: what typical users of a shared cache do.
 //
 //   chat       conversations that grow turn by turn, below a few system prompts shared by all
-//   agent      long tool loops: large shared instructions, many short steps, each appending an answer and a tool's output
-//   retrieval  questions on documents from a shared corpus, some documents far more popular than others
+//   agent      long tool loops: large shared instructions, many short steps, each appending an answer and a
+//   tool's output retrieval  questions on documents from a shared corpus, some documents far more popular
+//   than others
 //
-// Answers become part of the next turn's prompt with the very tokens that the engine generated. Arrivals do not depend
-// on how fast answers come, so every policy is given the same requests at the same times.
+// Answers become part of the next turn's prompt with the very tokens that the engine generated. Arrivals do
+// not depend on how fast answers come, so every policy is given the same requests at the same times.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_GENERATOR_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_GENERATOR_H_
 

@@ -45,65 +45,106 @@ struct Options {
 
 void Declare(CLI::App& app, Options& o) {
   app.description(
-      "Replays a workload against simulated engines under several routing policies and compares cache hits, time to\n"
-      "first token and load. Results go to stdout and are the same for the same options; this machine's speed goes to\n"
+      "Replays a workload against simulated engines under several routing policies and compares cache hits, "
+      "time to\n"
+      "first token and load. Results go to stdout and are the same for the same options; this machine's "
+      "speed goes to\n"
       "stderr.");
   app.get_formatter()->column_width(34);
   const auto workload = "Workload";
-  app.add_option("--trace", o.trace, "Recorded requests, one JSON object a line (Mooncake's schema)")->group(workload);
-  app.add_flag("--skip-bad", o.skip_bad, "Skip and count bad lines of the trace instead of stopping")->group(workload);
-  app.add_option("--generate", o.generate, "Generated requests: chat, agent or retrieval; with --trace, both mixed")
+  app.add_option("--trace", o.trace, "Recorded requests, one JSON object a line (Mooncake's schema)")
+      ->group(workload);
+  app.add_flag("--skip-bad", o.skip_bad, "Skip and count bad lines of the trace instead of stopping")
+      ->group(workload);
+  app.add_option("--generate", o.generate,
+                 "Generated requests: chat, agent or retrieval; with --trace, both mixed")
       ->group(workload);
   app.add_option("--requests", o.requests, "Number of generated requests")
-      ->capture_default_str()->check(CLI::Range(1, 10'000'000))->group(workload);
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10'000'000))
+      ->group(workload);
   app.add_option("--rate", o.rate, "Generated requests a second")
-      ->capture_default_str()->check(CLI::Range(1e-3, 1e6))->group(workload);
+      ->capture_default_str()
+      ->check(CLI::Range(1e-3, 1e6))
+      ->group(workload);
   app.add_option("--speed", o.speed, "Factor by which arrivals come faster")
-      ->capture_default_str()->check(CLI::Range(1e-6, 1e6))->group(workload);
-  app.add_option("--limit", o.limit, "Replay only the first requests, 0 for all")->capture_default_str()->group(workload);
+      ->capture_default_str()
+      ->check(CLI::Range(1e-6, 1e6))
+      ->group(workload);
+  app.add_option("--limit", o.limit, "Replay only the first requests, 0 for all")
+      ->capture_default_str()
+      ->group(workload);
   app.add_option("--seed", o.simulation.seed, "Seed of the generator and of the scheduler's choices")
-      ->capture_default_str()->group(workload);
+      ->capture_default_str()
+      ->group(workload);
 
   const auto policy = "Policies";
-  app.add_option("--policy", o.policies,
-                 "random, round-robin, least-queue, approx, exact or all; repeatable (default: all, or none beside "
-                 "--weights)")
+  app.add_option(
+         "--policy", o.policies,
+         "random, round-robin, least-queue, approx, exact or all; repeatable (default: all, or none beside "
+         "--weights)")
       ->group(policy);
   app.add_option("--weights", o.weights,
-                 "Your own mix of scorers, e.g. exact-prefix=3,queue=2,kv=2,running=1; repeatable. Also approx-prefix")
+                 "Your own mix of scorers, e.g. exact-prefix=3,queue=2,kv=2,running=1; repeatable. Also "
+                 "approx-prefix")
       ->group(policy);
-  app.add_option("--approx-capacity-blocks", o.simulation.approx_capacity_blocks,
-                 "64-token blocks that the approximate index remembers of each endpoint; 0: as many as the engine "
-                 "reports, llm-d's choice")
-      ->capture_default_str()->group(policy);
+  app.add_option(
+         "--approx-capacity-blocks", o.simulation.approx_capacity_blocks,
+         "64-token blocks that the approximate index remembers of each endpoint; 0: as many as the engine "
+         "reports, llm-d's choice")
+      ->capture_default_str()
+      ->group(policy);
   app.add_option("--scrape-interval", o.scrape_ms, "Age that load metrics reach, ms; 0: always fresh")
-      ->capture_default_str()->check(CLI::Range(0, 3'600'000))->group(policy);
+      ->capture_default_str()
+      ->check(CLI::Range(0, 3'600'000))
+      ->group(policy);
   app.add_option("--explain", o.simulation.explain, "Print how the first decisions of each policy came about")
-      ->capture_default_str()->group(policy);
+      ->capture_default_str()
+      ->group(policy);
 
   const auto engine = "Engines (defaults: Llama-3.1-8B in bf16 on one H200)";
   EngineOptions& e = o.simulation.engine;
   app.add_option("--endpoints", o.simulation.endpoints, "Number of engines")
-      ->capture_default_str()->check(CLI::Range(1, 4096))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(1, 4096))
+      ->group(engine);
   app.add_option("--capacity-blocks", e.capacity_blocks, "KV cache of an engine, in blocks of 16 tokens")
-      ->capture_default_str()->check(CLI::Range(1, 100'000'000))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100'000'000))
+      ->group(engine);
   app.add_option("--max-running", e.max_running, "Requests in one step at most")
-      ->capture_default_str()->check(CLI::Range(1, 100'000))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(1, 100'000))
+      ->group(engine);
   app.add_option("--max-batched-tokens", e.max_batched_tokens, "Tokens in one step at most")
-      ->capture_default_str()->check(CLI::Range(1, 10'000'000))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(1, 10'000'000))
+      ->group(engine);
   app.add_option("--prefill-rate", e.latency.prefill_tokens_per_s, "Tokens a second, without attention")
-      ->capture_default_str()->check(CLI::Range(1.0, 1e9))->group(engine);
-  app.add_option("--weight-read-ms", e.latency.weight_read_ms, "Shortest time of the matrix products of a step")
-      ->capture_default_str()->check(CLI::Range(0.0, 1e6))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(1.0, 1e9))
+      ->group(engine);
+  app.add_option("--weight-read-ms", e.latency.weight_read_ms,
+                 "Shortest time of the matrix products of a step")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e6))
+      ->group(engine);
   app.add_option("--kv-read-ns", e.latency.kv_read_ns, "Decode: time per context token")
-      ->capture_default_str()->check(CLI::Range(0.0, 1e9))->group(engine);
-  app.add_option("--attention-ns", e.latency.attention_ns, "Prefill: time per pair of token and context token")
-      ->capture_default_str()->check(CLI::Range(0.0, 1e9))->group(engine);
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e9))
+      ->group(engine);
+  app.add_option("--attention-ns", e.latency.attention_ns,
+                 "Prefill: time per pair of token and context token")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1e9))
+      ->group(engine);
 
   const auto output = "Output";
   app.add_flag("--json", o.json, "One JSON object instead of the table")->group(output);
-  app.add_option("--report", o.report, "Write a self-contained HTML page with charts to this file")->group(output);
-  app.add_flag("--timing", o.timing, "Put this machine's speed into --json and --report as well")->group(output);
+  app.add_option("--report", o.report, "Write a self-contained HTML page with charts to this file")
+      ->group(output);
+  app.add_flag("--timing", o.timing, "Put this machine's speed into --json and --report as well")
+      ->group(output);
 }
 
 // On a terminal only.
@@ -119,8 +160,7 @@ class ProgressBar {
     shown_ = done * 200 / total_;
     constexpr std::size_t kWidth = 40;
     const std::size_t filled = done * kWidth / total_;
-    const auto elapsed =
-        std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
+    const auto elapsed = std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
     std::fprintf(stderr, "\r\033[K[%s%s] %3zu %%  %.0f s left", std::string(filled, '#').c_str(),
                  std::string(kWidth - filled, '.').c_str(), done * 100 / total_,
                  elapsed * static_cast<double>(total_ - done) / static_cast<double>(done));
@@ -243,7 +283,8 @@ absl::Status Run(Options& options, const std::string& command) {
   if (!options.report.empty()) {
     std::ofstream file(options.report, std::ios::binary);
     file << HtmlReport(report);
-    if (!file.flush()) return absl::UnavailableError(absl::StrCat("report: ", options.report, " cannot be written"));
+    if (!file.flush())
+      return absl::UnavailableError(absl::StrCat("report: ", options.report, " cannot be written"));
   }
   if (options.json) {
     std::cout << JsonReport(report);

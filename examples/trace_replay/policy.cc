@@ -28,9 +28,12 @@ class RoundRobinPicker final : public sched::Plugin, public sched::Picker, publi
  public:
   using Plugin::Plugin;
 
-  std::size_t Pick(sched::Context& context, std::uint64_t, std::span<sched::ScoredEndpoint> scored) const override {
+  std::size_t Pick(sched::Context& context, std::uint64_t,
+                   std::span<sched::ScoredEndpoint> scored) const override {
     const std::size_t size = context.pool.size();
-    const auto distance = [&](const sched::ScoredEndpoint& s) { return (s.position + size - next_ % size) % size; };
+    const auto distance = [&](const sched::ScoredEndpoint& s) {
+      return (s.position + size - next_ % size) % size;
+    };
     std::iter_swap(scored.begin(),
                    std::min_element(scored.begin(), scored.end(),
                                     [&](const auto& a, const auto& b) { return distance(a) < distance(b); }));
@@ -53,8 +56,8 @@ class PrefixProbe final : public sched::Plugin, public sched::PreRequest {
   PrefixProbe(std::string type, std::string name, sched::DataSlot<sched::PrefixMatch> slot, Expectation* out)
       : Plugin(std::move(type), std::move(name)), slot_(slot), out_(out) {}
 
-  absl::Status OnDecision(sched::Context& context, const sched::Decision& decision, std::span<const std::string>,
-                          sched::HeaderEdits&) override {
+  absl::Status OnDecision(sched::Context& context, const sched::Decision& decision,
+                          std::span<const std::string>, sched::HeaderEdits&) override {
     *out_ = {};
     const std::span<const sched::PrefixMatch> matches = context.data.Read(slot_);
     if (matches.empty()) return absl::OkStatus();
@@ -98,7 +101,8 @@ void AddScorer(const ScorerName& scorer, double weight, Policy& policy) {
   }
   policy.config.plugins.push_back(std::move(spec));
   policy.config.profiles.front().plugins.push_back({std::string(scorer.name), weight});
-  absl::StrAppend(&policy.description, policy.description.empty() ? "" : ", ", ToAbsl(scorer.name), " ", weight);
+  absl::StrAppend(&policy.description, policy.description.empty() ? "" : ", ", ToAbsl(scorer.name), " ",
+                  weight);
 }
 
 Policy EmptyPolicy(std::string name) {
@@ -129,8 +133,8 @@ absl::StatusOr<Policy> ParseTerms(std::string name, std::string_view weights) {
     }
     double weight = 0;
     if (parts.size() != 2 || !absl::SimpleAtod(parts[1], &weight) || !(weight >= -1e6 && weight <= 1e6)) {
-      return absl::InvalidArgumentError(absl::StrCat("weights: \"", term, "\" gives no weight, expected ", parts[0],
-                                                     "=NUMBER with a number from -1e6 to 1e6"));
+      return absl::InvalidArgumentError(absl::StrCat("weights: \"", term, "\" gives no weight, expected ",
+                                                     parts[0], "=NUMBER with a number from -1e6 to 1e6"));
     }
     if (std::find(seen.begin(), seen.end(), scorer->name) != seen.end()) {
       return absl::InvalidArgumentError(absl::StrCat("weights: ", parts[0], " is given twice"));
@@ -139,10 +143,11 @@ absl::StatusOr<Policy> ParseTerms(std::string name, std::string_view weights) {
     AddScorer(*scorer, weight, policy);
   }
   if (policy.uses_exact || policy.uses_approx) {
-    policy.config.plugins.push_back({.name = "",
-                                     .type = kProbe,
-                                     .parameters = Parameters({{"prefixMatchInfoProducerName",
-                                                                policy.uses_exact ? kExactProducer : kApproxProducer}})});
+    policy.config.plugins.push_back(
+        {.name = "",
+         .type = kProbe,
+         .parameters = Parameters(
+             {{"prefixMatchInfoProducerName", policy.uses_exact ? kExactProducer : kApproxProducer}})});
   }
   return policy;
 }
@@ -185,7 +190,8 @@ sched::PluginRegistry MakeRegistry(Expectation* expectation) {
                   read.Optional("prefixMatchInfoProducerName", &producer);
                   if (absl::Status s = read.Finish(); !s.ok()) return s;
                   return std::make_unique<PrefixProbe>(builder.type(), builder.name(),
-                                                       builder.Consumes<sched::PrefixMatch>(producer), expectation);
+                                                       builder.Consumes<sched::PrefixMatch>(producer),
+                                                       expectation);
                 })
       .IgnoreError();
   return registry;

@@ -44,8 +44,9 @@ struct Expectation {
   std::uint32_t block_tokens = 0;
 };
 
-// The built-in plugins, round-robin-picker, and prefix-probe, which writes each decision's Expectation (of the exact
-// index where there is one) to `expectation`. The registry and schedulers made from it must not outlive that.
+// The built-in plugins, round-robin-picker, and prefix-probe, which writes each decision's Expectation (of
+// the exact index where there is one) to `expectation`. The registry and schedulers made from it must not
+// outlive that.
 sched::PluginRegistry MakeRegistry(Expectation* expectation);
 
 }  // namespace llmd::replay

@@ -14,7 +14,8 @@ absl::StatusOr<PromptMaker> PromptMaker::Create(const PrepareOptions& options) {
   return PromptMaker(options, *std::move(hasher));
 }
 
-std::shared_ptr<const PreparedRequest> PromptMaker::Make(std::size_t index, const WorkloadRequest& request) const {
+std::shared_ptr<const PreparedRequest> PromptMaker::Make(std::size_t index,
+                                                         const WorkloadRequest& request) const {
   auto made = std::make_shared<PreparedRequest>();
   made->index = index;
   made->arrival = request.arrival;
@@ -35,7 +36,8 @@ std::shared_ptr<const PreparedRequest> PromptMaker::Make(std::size_t index, cons
                         made->exact_keys);
   }
   if (options_.approx_block_tokens > 0) {
-    hash::ApproxPrefixKeys(prompt, kModel, "", {.block_size = options_.approx_block_tokens}, made->approx_keys);
+    hash::ApproxPrefixKeys(prompt, kModel, "", {.block_size = options_.approx_block_tokens},
+                           made->approx_keys);
   }
   return made;
 }

@@ -1,7 +1,8 @@
 // A request made concrete: its tokens, the engine's block hashes and the router's keys.
 //
-// Made once for each request and shared by the simulations of all policies; freed when the last of them has served the
-// request. The chain of hashes covers the tokens that will be generated too, since a simulated engine knows them.
+// Made once for each request and shared by the simulations of all policies; freed when the last of them has
+// served the request. The chain of hashes covers the tokens that will be generated too, since a simulated
+// engine knows them.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_PROMPT_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_PROMPT_H_
 

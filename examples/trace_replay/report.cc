@@ -85,7 +85,8 @@ RateOverTime MakeRateOverTime(const Report& report, std::size_t slices) {
     return rate;
   };
   for (const PolicyResult* result : report.results) {
-    out.policy_rates.push_back(rates([&](std::size_t i) { return double{1} * result->requests[i].hit_tokens; }));
+    out.policy_rates.push_back(
+        rates([&](std::size_t i) { return double{1} * result->requests[i].hit_tokens; }));
   }
   out.bound_rates = rates([&](std::size_t i) { return double{1} * report.bound->hit_tokens()[i]; });
   return out;
@@ -107,31 +108,36 @@ std::vector<std::pair<std::string, std::string>> DescribeSettings(const Report& 
   const LatencyModel& latency = engine.latency;
   const HitCount& hits = report.bound->engine_blocks();
   const std::size_t n = report.num_requests();
-  std::string workload = absl::StrFormat(
-      "%s: %s requests in %.0f s, mean %s prompt + %s output tokens", settings.workload, WithCommas(n),
-      report.span_s(), WithCommas(hits.tokens / n), WithCommas(report.output_tokens / n));
+  const auto mean = [n](std::uint64_t sum) { return WithCommas((sum + n / 2) / n); };
+  std::string workload =
+      absl::StrFormat("%s: %s requests in %.0f s, mean %s prompt + %s output tokens", settings.workload,
+                      WithCommas(n), report.span_s(), mean(hits.tokens), mean(report.output_tokens));
   if (settings.speed != 1) absl::StrAppend(&workload, ", arrivals ", settings.speed, " x as fast");
-  if (settings.skipped_lines > 0) absl::StrAppend(&workload, ", ", settings.skipped_lines, " bad lines skipped");
+  if (settings.skipped_lines > 0)
+    absl::StrAppend(&workload, ", ", settings.skipped_lines, " bad lines skipped");
 
   std::vector<std::pair<std::string, std::string>> rows = {
       {"workload", workload},
-      {"endpoints", absl::StrFormat("%d, each %s blocks of %d tokens (%s tokens)", settings.simulation.endpoints,
-                                    WithCommas(engine.capacity_blocks), kBlockTokens,
-                                    WithCommas(std::uint64_t{engine.capacity_blocks} * kBlockTokens))},
-      {"engine", absl::StrFormat("prefill %s tokens/s, weights %.2f ms, attention %.3f ns/pair, KV read %.1f ns/token, "
-                                 "at most %d running and %s tokens a step",
-                                 WithCommas(static_cast<std::uint64_t>(latency.prefill_tokens_per_s)),
-                                 latency.weight_read_ms, latency.attention_ns, latency.kv_read_ns, engine.max_running,
-                                 WithCommas(engine.max_batched_tokens))},
+      {"endpoints",
+       absl::StrFormat("%d, each %s blocks of %d tokens (%s tokens)", settings.simulation.endpoints,
+                       WithCommas(engine.capacity_blocks), kBlockTokens,
+                       WithCommas(std::uint64_t{engine.capacity_blocks} * kBlockTokens))},
+      {"engine",
+       absl::StrFormat("prefill %s tokens/s, weights %.2f ms, attention %.3f ns/pair, KV read %.1f ns/token, "
+                       "at most %d running and %s tokens a step",
+                       WithCommas(static_cast<std::uint64_t>(latency.prefill_tokens_per_s)),
+                       latency.weight_read_ms, latency.attention_ns, latency.kv_read_ns, engine.max_running,
+                       WithCommas(engine.max_batched_tokens))},
       {"router", absl::StrFormat("metrics scraped every %d ms, seed %d",
                                  settings.simulation.scrape_interval / 1'000'000, settings.simulation.seed)},
       {"bound", absl::StrFormat("infinite cache: %.2f %% of full 16-token blocks, %.2f %% of tokens",
                                 100 * hits.block_rate(), 100 * hits.token_rate())}};
   if (const HitCount& trace = report.bound->trace_blocks(); trace.blocks > 0) {
-    rows.emplace_back("trace bound",
-                      absl::StrFormat("infinite cache, in the trace's own 512-token blocks: %.2f %% of blocks, "
-                                      "%.2f %% of tokens",
-                                      100 * trace.block_rate(), 100 * trace.token_rate()));
+    rows.emplace_back(
+        "trace bound",
+        absl::StrFormat("infinite cache, in the trace's own 512-token blocks: %.2f %% of blocks, "
+                        "%.2f %% of tokens",
+                        100 * trace.block_rate(), 100 * trace.token_rate()));
   }
   return rows;
 }

@@ -1,7 +1,7 @@
 // What is reported of a replay: figures of each policy, and three ways to print them.
 //
-// The text and JSON forms and the page depend on the requests, options and seed alone. Figures of this machine's speed
-// (WallSummary) appear only where they are asked for.
+// The text and JSON forms and the page depend on the requests, options and seed alone. Figures of this
+// machine's speed (WallSummary) appear only where they are asked for.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_REPORT_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_REPORT_H_
 
@@ -34,13 +34,14 @@ struct WallSummary {
 
 struct PolicySummary {
   HitCount hits;  // of the engines' pools, rules of InfiniteCache::engine_blocks()
-  // Tokens that the index promised at the chosen endpoints, as a share of prompt tokens; for policies with an index.
+  // Tokens that the index promised at the chosen endpoints, as a share of prompt tokens; for policies with an
+  // index.
   double expected_token_rate = 0;
-  Distribution ttft_s;             // arrival to the end of the step that gives the first token
-  double busy_imbalance = 0;       // busiest endpoint / mean, by time in steps
-  double token_imbalance = 0;      // the same by prompt and output tokens of the requests routed there
+  Distribution ttft_s;         // arrival to the end of the step that gives the first token
+  double busy_imbalance = 0;   // busiest endpoint / mean, by time in steps
+  double token_imbalance = 0;  // the same by prompt and output tokens of the requests routed there
   std::uint64_t preemptions = 0;
-  double makespan_s = 0;           // until the last token
+  double makespan_s = 0;  // until the last token
   WallSummary wall;
 };
 

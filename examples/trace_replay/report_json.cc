@@ -8,19 +8,24 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 Json ToJson(const HitCount& hits) {
-  return {{"hit_blocks", hits.hit_blocks},   {"blocks", hits.blocks},
-          {"block_hit_rate", hits.block_rate()}, {"hit_tokens", hits.hit_tokens},
-          {"tokens", hits.tokens},           {"token_hit_rate", hits.token_rate()}};
+  return {{"hit_blocks", hits.hit_blocks}, {"blocks", hits.blocks}, {"block_hit_rate", hits.block_rate()},
+          {"hit_tokens", hits.hit_tokens}, {"tokens", hits.tokens}, {"token_hit_rate", hits.token_rate()}};
 }
 
-Json ToJson(const Distribution& d) { return {{"mean", d.mean}, {"p50", d.p50}, {"p90", d.p90}, {"p99", d.p99}}; }
+Json ToJson(const Distribution& d) {
+  return {{"mean", d.mean}, {"p50", d.p50}, {"p90", d.p90}, {"p99", d.p99}};
+}
 
 Json ToJson(const EndpointResult& endpoint) {
   const EngineTotals& t = endpoint.totals;
-  return {{"requests", endpoint.routed_requests}, {"busy_s", Seconds(t.busy)},
-          {"steps", t.steps},                     {"prompt_tokens", t.prompt_tokens},
-          {"hit_tokens", t.hit_tokens},           {"output_tokens", t.output_tokens},
-          {"computed_tokens", t.computed_tokens}, {"preemptions", t.preemptions}};
+  return {{"requests", endpoint.routed_requests},
+          {"busy_s", Seconds(t.busy)},
+          {"steps", t.steps},
+          {"prompt_tokens", t.prompt_tokens},
+          {"hit_tokens", t.hit_tokens},
+          {"output_tokens", t.output_tokens},
+          {"computed_tokens", t.computed_tokens},
+          {"preemptions", t.preemptions}};
 }
 
 Json ToJson(const EventFigures& events) {

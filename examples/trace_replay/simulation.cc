@@ -80,7 +80,8 @@ struct Simulation::Impl {
 
 absl::Status Simulation::Impl::Build(std::size_t num_requests) {
   if (options.endpoints < 1 || options.endpoints > 4096) {
-    return absl::InvalidArgumentError(absl::StrCat("endpoints: is ", options.endpoints, ", expected 1 to 4096"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("endpoints: is ", options.endpoints, ", expected 1 to 4096"));
   }
   seeds = Random(options.seed);
   result.policy = policy.name;
@@ -110,12 +111,12 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
     if (absl::Status s = AddEndpoint(i); !s.ok()) return s;
   }
   if (ingestor != nullptr) {
-    ingestor->SetHolderCallback(
-        [this](ingest::PublisherId publisher, index::HolderId holder, const index::HolderOptions& holder_options) {
-          const auto it = std::find(publishers.begin(), publishers.end(), publisher);
-          bind_status.Update(pool.BindHolder(sched::kExactSource, holder, handles[it - publishers.begin()],
-                                             holder_options.tier));
-        });
+    ingestor->SetHolderCallback([this](ingest::PublisherId publisher, index::HolderId holder,
+                                       const index::HolderOptions& holder_options) {
+      const auto it = std::find(publishers.begin(), publishers.end(), publisher);
+      bind_status.Update(pool.BindHolder(sched::kExactSource, holder, handles[it - publishers.begin()],
+                                         holder_options.tier));
+    });
   }
   absl::StatusOr<std::unique_ptr<sched::Scheduler>> made =
       sched::Scheduler::Create(policy.config, MakeRegistry(&expectation), resources);
@@ -162,7 +163,9 @@ absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
         request.hit_tokens = served.hit_tokens;
         request.preemptions = served.preemptions;
       },
-      [this, position](Nanos at, const worker::BlockEvents& events) { return Publish(position, at, events); });
+      [this, position](Nanos at, const worker::BlockEvents& events) {
+        return Publish(position, at, events);
+      });
   if (!engine.ok()) return engine.status();
   engines.push_back(*std::move(engine));
   return absl::OkStatus();
@@ -209,7 +212,8 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
 
   const sched::KeyChain chains[] = {
       {ingest::RequestNamespace(kModel, "", kBlockTokens), kBlockTokens, prepared->exact_keys},
-      {ingest::RequestNamespace(kModel, "", ApproxBlockTokens()), ApproxBlockTokens(), prepared->approx_keys}};
+      {ingest::RequestNamespace(kModel, "", ApproxBlockTokens()), ApproxBlockTokens(),
+       prepared->approx_keys}};
   const sched::Prompt prompt{.token_count = prepared->prompt_tokens,
                              .tokens = TokenSpan(prepared->tokens).first(prepared->prompt_tokens),
                              .chains = chains};
@@ -247,15 +251,16 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
 }
 
 void Simulation::Impl::Explain(const PreparedRequest& request) {
-  absl::StrAppendFormat(&result.explanations, "%s, request %d at %.3f s, %d tokens: %s", policy.name, request.index,
-                        Seconds(request.arrival), request.prompt_tokens, explanation.ToString(pool));
+  absl::StrAppendFormat(&result.explanations, "%s, request %d at %.3f s, %d tokens: %s", policy.name,
+                        request.index, Seconds(request.arrival), request.prompt_tokens,
+                        explanation.ToString(pool));
 }
 
 Simulation::Simulation(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Simulation::~Simulation() = default;
 
-absl::StatusOr<std::unique_ptr<Simulation>> Simulation::Create(const SimulationOptions& options, Policy policy,
-                                                               std::size_t num_requests) {
+absl::StatusOr<std::unique_ptr<Simulation>> Simulation::Create(const SimulationOptions& options,
+                                                               Policy policy, std::size_t num_requests) {
   auto impl = std::make_unique<Impl>(options, std::move(policy));
   if (absl::Status s = impl->Build(num_requests); !s.ok()) return s;
   return std::unique_ptr<Simulation>(new Simulation(std::move(impl)));

@@ -4,9 +4,9 @@
 //        ^                                                                                          |
 //        +------------------- PrefixIndex <- KvEventIngestor <--------------------------------------+
 //
-// Virtual time advances from arrival to arrival: before a decision every engine step that ended by then has been
-// played, and its events are in the index; load metrics are as of the last scrape. Single-threaded, and a function of
-// its options and requests, except for the clock readings in WallFigures.
+// Virtual time advances from arrival to arrival: before a decision every engine step that ended by then has
+// been played, and its events are in the index; load metrics are as of the last scrape. Single-threaded, and
+// a function of its options and requests, except for the clock readings in WallFigures.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_SIMULATION_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_SIMULATION_H_
 
@@ -32,7 +32,8 @@ struct SimulationOptions {
   Nanos scrape_interval = 50'000'000;
   std::uint64_t seed = 1;
   std::size_t explain = 0;  // first decisions to explain
-  std::size_t approx_capacity_blocks = 0;  // of the approximate index, per endpoint; 0: as llm-d's producer chooses
+  std::size_t approx_capacity_blocks =
+      0;  // of the approximate index, per endpoint; 0: as llm-d's producer chooses
 };
 
 // Tokens per block of the approximate index for these engines.

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -29,13 +30,14 @@ std::string Open(const ChartText& text, double height) {
   return absl::StrFormat(
       "<svg viewBox=\"0 0 %.0f %.0f\" role=\"img\" aria-labelledby=\"%s-title %s-desc\">\n"
       "<title id=\"%s-title\">%s</title><desc id=\"%s-desc\">%s</desc>\n",
-      kWidth, height, text.id, text.id, text.id, EscapeHtml(text.title), text.id, EscapeHtml(text.description));
+      kWidth, height, text.id, text.id, text.id, EscapeHtml(text.title), text.id,
+      EscapeHtml(text.description));
 }
 
 void Text(double x, double y, const char* anchor, const std::string& text, std::string& out,
           const char* extra = "") {
-  absl::StrAppendFormat(&out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>%s</text>\n", x, y, anchor, extra,
-                        EscapeHtml(text));
+  absl::StrAppendFormat(&out, "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"%s\"%s>%s</text>\n", x, y, anchor,
+                        extra, EscapeHtml(text));
 }
 
 // Maps values to the plot area of a LineChart and draws its axes.
@@ -58,7 +60,8 @@ class Plot {
   }
 
   double X(double x) const {
-    const double share = chart_.log_x ? std::log(x / low_) / std::log(high_ / low_) : (x - low_) / (high_ - low_);
+    const double share =
+        chart_.log_x ? std::log(x / low_) / std::log(high_ / low_) : (x - low_) / (high_ - low_);
     return kLeft + share * (kWidth - kLeft - right_);
   }
   double Y(double y) const { return kHeight - kBottom - y / chart_.y_max * (kHeight - kTop - kBottom); }
@@ -76,15 +79,16 @@ class Plot {
       Text(X(tick), kHeight - kBottom + 18, "middle", Short(tick), out);
     }
     Text((kLeft + right()) / 2, kHeight - 8, "middle", chart_.x_label, out, " class=\"axis\"");
-    absl::StrAppendFormat(&out, "<text transform=\"translate(13 %.1f) rotate(-90)\" text-anchor=\"middle\" "
-                                "class=\"axis\">%s</text>\n",
+    absl::StrAppendFormat(&out,
+                          "<text transform=\"translate(13 %.1f) rotate(-90)\" text-anchor=\"middle\" "
+                          "class=\"axis\">%s</text>\n",
                           (kHeight - kBottom + kTop) / 2, EscapeHtml(chart_.y_label));
   }
 
  private:
   static void Line(double x1, double y1, double x2, double y2, std::string& out) {
-    absl::StrAppendFormat(&out, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", x1, y1,
-                          x2, y2);
+    absl::StrAppendFormat(&out, "<line class=\"grid\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n",
+                          x1, y1, x2, y2);
   }
 
   std::vector<double> XTicks() const {
@@ -137,11 +141,20 @@ std::string EscapeHtml(std::string_view text) {
   std::string out;
   for (const char c : text) {
     switch (c) {
-      case '&': out += "&amp;"; break;
-      case '<': out += "&lt;"; break;
-      case '>': out += "&gt;"; break;
-      case '"': out += "&quot;"; break;
-      default: out += c;
+      case '&':
+        out += "&amp;";
+        break;
+      case '<':
+        out += "&lt;";
+        break;
+      case '>':
+        out += "&gt;";
+        break;
+      case '"':
+        out += "&quot;";
+        break;
+      default:
+        out += c;
     }
   }
   return out;
@@ -153,15 +166,16 @@ std::string LineChart::ToSvg() const {
   plot.Axes(out);
   for (const Series& s : series) {
     absl::StrAppendFormat(&out, "<polyline class=\"line %s\" points=\"", s.css_class);
-    for (std::size_t i = 0; i < s.x.size(); ++i) absl::StrAppendFormat(&out, "%.1f,%.1f ", plot.X(s.x[i]), plot.Y(s.y[i]));
+    for (std::size_t i = 0; i < s.x.size(); ++i)
+      absl::StrAppendFormat(&out, "%.1f,%.1f ", plot.X(s.x[i]), plot.Y(s.y[i]));
     out += "\"/>\n";
   }
   for (const Series& s : series) {
     absl::StrAppendFormat(&out, "<g class=\"hover %s\">", s.css_class);
     for (std::size_t i = 0; i < s.x.size(); ++i) {
-      absl::StrAppendFormat(&out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"><title>%s: %s, %.1f %%</title></circle>",
-                            plot.X(s.x[i]), plot.Y(s.y[i]), EscapeHtml(s.name), absl::StrFormat("%.3g", s.x[i]),
-                            100 * s.y[i]);
+      absl::StrAppendFormat(
+          &out, "<circle cx=\"%.1f\" cy=\"%.1f\" r=\"4\"><title>%s: %s, %.1f %%</title></circle>",
+          plot.X(s.x[i]), plot.Y(s.y[i]), EscapeHtml(s.name), absl::StrFormat("%.3g", s.x[i]), 100 * s.y[i]);
     }
     out += "</g>\n";
   }
@@ -170,44 +184,51 @@ std::string LineChart::ToSvg() const {
 }
 
 std::string BarRows::ToSvg() const {
-  constexpr double kLeft = 118, kNote = 176, kRow = 58, kBarHeight = 40, kMaxBar = 34, kBottom = 26;
+  constexpr double kLeft = 118, kNote = 190, kRow = 66, kBarHeight = 48, kMaxBar = 40, kBottom = 26;
   const double height = kRow * static_cast<double>(rows.size()) + kBottom;
   double max = 0;
   std::size_t bars = 1;
   for (const Row& row : rows) {
-    bars = std::max(bars, row.values.size());
-    for (const double v : row.values) max = std::max(max, v);
+    bars = std::max(bars, row.solid.size());
+    for (std::size_t i = 0; i < row.solid.size(); ++i) max = std::max(max, row.solid[i] + row.pale[i]);
   }
   if (max <= 0) max = 1;
   const double slot = (kWidth - kLeft - kNote) / static_cast<double>(bars);
-  const double width = std::min(kMaxBar, std::max(slot * 0.7, slot - 6));
+  const double width = std::min(kMaxBar, slot * 0.7);
+  const auto center = [&](std::size_t i) { return kLeft + slot * (static_cast<double>(i) + 0.5); };
   std::string out = Open(text, height);
   for (std::size_t r = 0; r < rows.size(); ++r) {
     const Row& row = rows[r];
-    const double base = kRow * static_cast<double>(r) + kBarHeight + 10;
+    const double base = kRow * static_cast<double>(r) + kBarHeight + 12;
     Text(kLeft - 12, base - 2, "end", row.name, out, " class=\"name\"");
     double sum = 0;
-    for (std::size_t i = 0; i < row.values.size(); ++i) {
-      const double bar = row.values[i] / max * kBarHeight;
-      sum += row.values[i];
-      absl::StrAppendFormat(&out,
-                            "<rect class=\"bar %s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\" rx=\"1.5\">"
-                            "<title>%s, %s %d: %s %s</title></rect>",
-                            row.css_class, kLeft + slot * (static_cast<double>(i) + 0.5) - width / 2, base - bar, width,
-                            bar, EscapeHtml(row.name), EscapeHtml(bar_name), i, absl::StrFormat("%.4g", row.values[i]),
-                            EscapeHtml(unit));
+    for (std::size_t i = 0; i < row.solid.size(); ++i) {
+      const double solid = row.solid[i] / max * kBarHeight;
+      const double pale = row.pale[i] / max * kBarHeight;
+      sum += row.solid[i] + row.pale[i];
+      absl::StrAppendFormat(&out, "<g class=\"%s\"><title>%s, %s %d: %s %s, %s %s</title>", row.css_class,
+                            EscapeHtml(row.name), EscapeHtml(bar_name), i,
+                            absl::StrFormat("%.4g", row.solid[i]), EscapeHtml(solid_unit),
+                            absl::StrFormat("%.4g", row.pale[i]), EscapeHtml(pale_unit));
+      const auto rect = [&](const char* css, double top, double size) {
+        absl::StrAppendFormat(&out,
+                              "<rect class=\"%s\" x=\"%.1f\" y=\"%.1f\" width=\"%.1f\" height=\"%.1f\"/>",
+                              css, center(i) - width / 2, top, width, size);
+      };
+      rect("bar", base - solid, solid);
+      rect("bar pale", base - solid - pale, pale);
+      out += "</g>\n";
     }
-    const double mean = base - sum / static_cast<double>(std::max<std::size_t>(1, row.values.size())) / max * kBarHeight;
-    absl::StrAppendFormat(&out, "\n<line class=\"base\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>", kLeft, base,
-                          kWidth - kNote, base);
-    absl::StrAppendFormat(&out, "<line class=\"mean\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n", kLeft, mean,
-                          kWidth - kNote, mean);
+    const double mean =
+        base - sum / static_cast<double>(std::max<std::size_t>(1, row.solid.size())) / max * kBarHeight;
+    for (const auto& [css, y] : {std::pair("base", base), std::pair("mean", mean)}) {
+      absl::StrAppendFormat(&out, "<line class=\"%s\" x1=\"%.1f\" y1=\"%.1f\" x2=\"%.1f\" y2=\"%.1f\"/>\n",
+                            css, kLeft, y, kWidth - kNote, y);
+    }
     Text(kWidth - kNote + 12, base - 2, "start", row.note, out);
   }
-  if (bars <= 32) {
-    for (std::size_t i = 0; i < bars; ++i) {
-      Text(kLeft + slot * (static_cast<double>(i) + 0.5), height - 8, "middle", absl::StrCat(i), out);
-    }
+  for (std::size_t i = 0; i < bars && bars <= 32; ++i) {
+    Text(center(i), height - 8, "middle", absl::StrCat(i), out);
   }
   Text(kLeft - 12, height - 8, "end", bar_name, out, " class=\"axis\"");
   return out + "</svg>\n";

@@ -47,15 +47,16 @@ absl::Status ReadHashIds(const Json& object, std::uint64_t input_length, const T
   if (!it->is_array()) return Bad("hash_ids", *it, "a list of integers");
   const std::uint64_t blocks = (input_length + kTraceBlockTokens - 1) / kTraceBlockTokens;
   if (it->size() != blocks) {
-    return absl::InvalidArgumentError(absl::StrCat("hash_ids: has ", it->size(), " ids, expected ", blocks, " (",
-                                                   input_length, " input tokens in blocks of ", kTraceBlockTokens,
-                                                   ")"));
+    return absl::InvalidArgumentError(absl::StrCat("hash_ids: has ", it->size(), " ids, expected ", blocks,
+                                                   " (", input_length, " input tokens in blocks of ",
+                                                   kTraceBlockTokens, ")"));
   }
   prompt.reserve(blocks);
   for (std::uint64_t i = 0; i < blocks; ++i) {
     Segment segment;
     const std::string field = absl::StrCat("hash_ids[", i, "]");
-    if (absl::Status s = ReadInteger((*it)[i], field, 0, limits.max_hash_id, segment.stream); !s.ok()) return s;
+    if (absl::Status s = ReadInteger((*it)[i], field, 0, limits.max_hash_id, segment.stream); !s.ok())
+      return s;
     const std::uint64_t left = input_length - i * kTraceBlockTokens;
     segment.tokens = static_cast<std::uint32_t>(left < kTraceBlockTokens ? left : kTraceBlockTokens);
     prompt.push_back(segment);
@@ -74,12 +75,17 @@ absl::StatusOr<WorkloadRequest> ReadLine(const std::string& line, std::size_t in
   if (object.is_discarded()) {
     return absl::InvalidArgumentError(absl::StrCat("not JSON: ", Excerpt(Json(line.substr(0, 64)))));
   }
-  if (!object.is_object()) return absl::InvalidArgumentError(absl::StrCat("is a JSON ", object.type_name(), ", expected an object"));
+  if (!object.is_object())
+    return absl::InvalidArgumentError(absl::StrCat("is a JSON ", object.type_name(), ", expected an object"));
 
   std::uint64_t timestamp = 0, input_length = 0, output_length = 0;
-  if (absl::Status s = ReadField(object, "timestamp", 0, limits.max_timestamp_ms, timestamp); !s.ok()) return s;
-  if (absl::Status s = ReadField(object, "input_length", 1, limits.max_input_tokens, input_length); !s.ok()) return s;
-  if (absl::Status s = ReadField(object, "output_length", 1, limits.max_output_tokens, output_length); !s.ok()) return s;
+  if (absl::Status s = ReadField(object, "timestamp", 0, limits.max_timestamp_ms, timestamp); !s.ok())
+    return s;
+  if (absl::Status s = ReadField(object, "input_length", 1, limits.max_input_tokens, input_length); !s.ok())
+    return s;
+  if (absl::Status s = ReadField(object, "output_length", 1, limits.max_output_tokens, output_length);
+      !s.ok())
+    return s;
   WorkloadRequest request;
   request.recorded = true;
   request.arrival = static_cast<Nanos>(timestamp) * 1'000'000;

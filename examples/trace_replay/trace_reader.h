@@ -2,8 +2,9 @@
 //
 //   {"timestamp": 3000, "input_length": 1030, "output_length": 20, "hash_ids": [0, 7, 8]}
 //
-// `timestamp` in milliseconds, not descending; `hash_ids` names each 512-token block of the prompt, the last one
-// possibly partial. Other fields and empty lines are ignored. A bad line stops the reading, or is skipped and counted.
+// `timestamp` in milliseconds, not descending; `hash_ids` names each 512-token block of the prompt, the last
+// one possibly partial. Other fields and empty lines are ignored. A bad line stops the reading, or is skipped
+// and counted.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_TRACE_READER_H_
 #define LLMD_EXAMPLES_TRACE_REPLAY_TRACE_READER_H_
 
@@ -31,7 +32,7 @@ struct TraceLimits {
 struct TraceOptions {
   bool skip_bad = false;
   std::size_t limit = 0;  // requests read at most; 0: all
-  TraceLimits limits;
+  TraceLimits limits = {};
 };
 
 struct Trace {
@@ -40,8 +41,8 @@ struct Trace {
   absl::Status first_skipped = absl::OkStatus();  // why the first of them was
 };
 
-// `name` stands for the input in messages: "trace.jsonl: line 7: input_length: ...". InvalidArgument for a bad line
-// and for an input without requests.
+// `name` stands for the input in messages: "trace.jsonl: line 7: input_length: ...". InvalidArgument for a
+// bad line and for an input without requests.
 absl::StatusOr<Trace> ReadTrace(std::istream& input, const std::string& name, const TraceOptions& options);
 // NotFound when the file cannot be opened.
 absl::StatusOr<Trace> ReadTraceFile(const std::string& path, const TraceOptions& options);

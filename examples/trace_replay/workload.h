@@ -1,9 +1,10 @@
 // What is replayed: requests with arrival times, and prompts as sequences of named token streams.
 //
-// A *segment* is the beginning of an endless, deterministic stream of tokens that is named by a number: equal names give
-// equal tokens, so two prompts share a prefix exactly as far as their segments agree. A recorded trace gives one
-// segment for each of its 512-token blocks; a generated workload one for each system prompt, message, document or
-// answer. The tokens that a request will generate are a stream as well, so that a later turn can repeat them.
+// A *segment* is the beginning of an endless, deterministic stream of tokens that is named by a number: equal
+// names give equal tokens, so two prompts share a prefix exactly as far as their segments agree. A recorded
+// trace gives one segment for each of its 512-token blocks; a generated workload one for each system prompt,
+// message, document or answer. The tokens that a request will generate are a stream as well, so that a later
+// turn can repeat them.
 //
 // Plain values.
 #ifndef LLMD_EXAMPLES_TRACE_REPLAY_WORKLOAD_H_
@@ -52,7 +53,8 @@ using Workload = std::vector<WorkloadRequest>;  // by ascending arrival
 // Writes the first out.size() tokens of a stream: ids of a 128,256-word vocabulary.
 void FillTokens(StreamId stream, std::span<TokenId> out);
 
-// Spreads requests with equal arrivals evenly up to the next arrival (the last group: over the gap before it).
+// Spreads requests with equal arrivals evenly up to the next arrival (the last group: over the gap before
+// it).
 void SpreadEqualArrivals(Workload& workload);
 
 // Both workloads in one, by arrival; on equal arrivals `a` first.

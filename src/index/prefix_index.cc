@@ -103,7 +103,10 @@ Trie::Cursor PrefixIndex::Impl::StoreNew(std::uint16_t slot, const NamespaceId& 
                                          bool append, std::span<const StoredBlock> blocks,
                                          StoreResult& result) {
   HolderState& holder = trie.holders()[slot];
-  for (const StoredBlock& block : blocks) trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  if (!holder.storing_new) {
+    for (const StoredBlock& block : blocks)
+      trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  }
   content.clear();
   engine.clear();
   for (const StoredBlock& block : blocks) {
@@ -133,6 +136,12 @@ StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
                                      std::optional<EngineKey> parent, std::span<const StoredBlock> blocks,
                                      std::span<const HolderId> peers) {
   StoreResult result;
+  HolderState& holder = trie.holders()[slot];
+  // A holder that stored unknown blocks goes on to do so more often than not: ask for their places early.
+  if (holder.storing_new) {
+    for (const StoredBlock& block : blocks)
+      trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  }
   Trie::Cursor at;
   if (parent.has_value()) {
     const NodeRef node = ResolveWith(slot, *parent, peers);
@@ -148,7 +157,7 @@ StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
     }
     at = {node.run, node.offset + 1};
   }
-  HolderState& holder = trie.holders()[slot];
+  const std::uint64_t nodes_before = trie.stats().nodes;
   for (std::size_t done = 0; done < blocks.size();) {
     const std::span<const StoredBlock> rest = blocks.subspan(done);
     if (at.run != kRoot) {
@@ -172,10 +181,9 @@ StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
     at = StoreNew(slot, ns, at, append, fresh, result);
     done += fresh.size();
   }
-  if (!blocks.empty()) {
-    holder.last_key = blocks.back().engine;
-    holder.last_node = {at.run, at.offset - 1};
-  }
+  holder.storing_new = nodes_before != trie.stats().nodes;
+  holder.last_key = blocks.back().engine;
+  holder.last_node = {at.run, at.offset - 1};
   return result;
 }
 
@@ -296,7 +304,8 @@ struct PrefixIndex::Reader::State {
   MatchScratch scratch;
 };
 
-PrefixIndex::Reader::Reader(const PrefixIndex& index) : state_(std::make_unique<State>(index.impl_->trie)) {}
+PrefixIndex::Reader::Reader(const PrefixIndex& index) : Reader(index.impl_->trie) {}
+PrefixIndex::Reader::Reader(const Trie& trie) : state_(std::make_unique<State>(trie)) {}
 PrefixIndex::Reader::~Reader() = default;
 
 void PrefixIndex::Reader::Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result) {

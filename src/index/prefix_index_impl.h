@@ -76,7 +76,7 @@ struct PrefixIndex::Impl {
   StoreResult Store(std::uint16_t slot, const NamespaceId& ns, std::optional<EngineKey> parent,
                     std::span<const StoredBlock> blocks, std::span<const HolderId> peers);
   void AfterWrite() {
-    if ((++writes & 7) == 0) trie.Maintain();
+    if ((++writes & 1) == 0) trie.Maintain();
     trie.EnforceBudget();
   }
 

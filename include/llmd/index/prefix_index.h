@@ -45,6 +45,9 @@
 
 namespace llmd::index {
 
+class ApproxIndex;
+class Trie;
+
 struct PrefixIndexOptions {
   std::size_t max_bytes = std::size_t{4} << 30;  // at least 1 MiB
   std::size_t max_holders = 4096;                // 1 .. 65535
@@ -147,6 +150,8 @@ class PrefixIndex {
     void Match(const NamespaceId& ns, BlockKeySpan chain, MatchResult& result);
 
    private:
+    friend class ApproxIndex;
+    explicit Reader(const Trie& trie);
     struct State;
     std::unique_ptr<State> state_;
   };

@@ -21,7 +21,7 @@ std::size_t RunLimit(std::size_t max_bytes) {
 }
 
 int ShardBits(std::size_t max_bytes) {
-  return std::clamp(static_cast<int>(std::bit_width(max_bytes >> 20)), 4, 12);
+  return std::clamp(static_cast<int>(std::bit_width(max_bytes >> 22)), 2, 10);
 }
 
 std::size_t PoolBytes(std::size_t max_bytes) {

@@ -110,7 +110,9 @@ class Trie {
   void Append(RunId run, BlockKeySpan content, std::span<const EngineKey> engine);
   // Makes the block the owner of its engine key unless another block is: that one is returned then.
   NodeRef Own(NodeRef node, std::uint32_t key_space, EngineKey key);
-  void PrefetchIdentity(std::uint64_t identity_hash) const { identity_.Prefetch(identity_hash); }
+  [[gnu::always_inline]] void PrefetchIdentity(std::uint64_t identity_hash) const {
+    identity_.Prefetch(identity_hash);
+  }
 
   // The holder has blocks [from, to) of the run.
   CoverCount Cover(std::uint16_t slot, RunId run, std::uint32_t from, std::uint32_t to);

@@ -186,7 +186,7 @@ class StreamSimulation : public testing::TestWithParam<Setting> {};
 
 TEST_P(StreamSimulation, KeepsItsPromiseAndCatchesUp) {
   StreamCounters sum;
-  for (std::uint64_t seed = 1; seed <= 150; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 50; ++seed) {
     SCOPED_TRACE(seed);
     Simulation simulation(seed, GetParam().options);
     simulation.Run(600, {.loss = 0.05, .restart = 0.01, .reconnect = 0.01, .bad_replay = 0.3});
@@ -199,15 +199,15 @@ TEST_P(StreamSimulation, KeepsItsPromiseAndCatchesUp) {
     sum.clears += simulation.counters().clears;
   }
   // Each kind of trouble has come up.
-  EXPECT_GT(sum.gaps_total, 150u);
-  EXPECT_GT(sum.clears, 150u);
-  EXPECT_GT(sum.restarts, GetParam().options.replay ? 100u : 50u);
-  EXPECT_EQ(sum.replays_failed > 50, GetParam().options.replay);
+  EXPECT_GT(sum.gaps_total, 50u);
+  EXPECT_GT(sum.clears, 50u);
+  EXPECT_GT(sum.restarts, GetParam().options.replay ? 50u : 20u);
+  EXPECT_EQ(sum.replays_failed > 20, GetParam().options.replay);
 }
 
 TEST_P(StreamSimulation, CountsWhatItNeverApplied) {
   if (!GetParam().options.replay) return;
-  for (std::uint64_t seed = 1; seed <= 60; ++seed) {
+  for (std::uint64_t seed = 1; seed <= 30; ++seed) {
     Simulation simulation(seed, GetParam().options);
     simulation.Run(500, {.loss = 0.1, .reconnect = 0.01, .bad_replay = 0.5});
     simulation.Run(600, {});

@@ -159,7 +159,7 @@ void WriteRun(Writer& out, const Trie& trie, RunId run, std::uint32_t parent_pos
   const RunMeta& meta = trie.meta(run);
   const std::uint32_t length = trie.length(run);
   out.Number(parent_position);
-  out.Number(body.parent_offset);
+  out.Number(std::uint32_t{body.parent_offset});
   out.Number(body.ns.hi);
   out.Number(body.ns.lo);
   out.Number(meta.key_space);

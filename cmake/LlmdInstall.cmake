@@ -41,6 +41,7 @@ endfunction()
 # `pkg-config --libs` names them; `--static` changes nothing. Paths follow the file, so a tree may be moved.
 function(_llmd_install_pkgconfig name)
   file(RELATIVE_PATH to_prefix ${CMAKE_INSTALL_FULL_LIBDIR}/pkgconfig ${CMAKE_INSTALL_PREFIX})
+  string(REGEX REPLACE "/$" "" to_prefix ${to_prefix})
   get_target_property(type llmd_${name} TYPE)
   set(library)
   if(NOT type STREQUAL "INTERFACE_LIBRARY")

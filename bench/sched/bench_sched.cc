@@ -14,6 +14,7 @@
 
 #include "bench/bench_util.h"
 #include "llmd/base/random.h"
+#include "llmd/index/approx_index.h"
 #include "llmd/index/prefix_index.h"
 #include "llmd/sched/scheduler.h"
 
@@ -32,8 +33,7 @@ const absl::Time kNow = absl::FromUnixSeconds(1'700'000'000);
 struct Fleet {
   EndpointPool pool;
   std::unique_ptr<index::PrefixIndex> exact = *index::PrefixIndex::Create({});
-  // An approximate index answers matches through the same reader.
-  std::unique_ptr<index::PrefixIndex> approximate = *index::PrefixIndex::Create({});
+  std::unique_ptr<index::ApproxIndex> approximate = *index::ApproxIndex::Create({.capacity_blocks = 200000});
   std::vector<std::vector<BlockKey>> exact_keys;
   std::vector<std::vector<BlockKey>> approximate_keys;
   std::vector<std::vector<KeyChain>> chains;
@@ -75,7 +75,7 @@ std::unique_ptr<Fleet> MakeFleet(std::size_t endpoints) {
     metrics.kv_cache_usage = {random.Uniform(), kNow};
     const index::HolderId gpu = *fleet->exact->AddHolder({.endpoint = name, .dp_rank = {}, .tier = "gpu"});
     const index::HolderId cpu = *fleet->exact->AddHolder({.endpoint = name, .dp_rank = {}, .tier = "cpu"});
-    const index::HolderId sent = *fleet->approximate->AddHolder({.endpoint = name, .dp_rank = {}});
+    const index::HolderId sent = *fleet->approximate->AddHolder(name);
     fleet->pool.BindHolder(kExactSource, gpu, handle, "gpu").IgnoreError();
     fleet->pool.BindHolder(kExactSource, cpu, handle, "cpu").IgnoreError();
     fleet->pool.BindHolder(kApproximateSource, sent, handle).IgnoreError();
@@ -83,7 +83,8 @@ std::unique_ptr<Fleet> MakeFleet(std::size_t endpoints) {
       if (!random.Chance(static_cast<double>(i % 10) / 9)) continue;
       Store(*fleet->exact, gpu, fleet->exact_keys[i], random.Below(kExactBlocks));
       Store(*fleet->exact, cpu, fleet->exact_keys[i], random.Below(kExactBlocks));
-      Store(*fleet->approximate, sent, fleet->approximate_keys[i], random.Below(kApproximateBlocks));
+      const std::vector<BlockKey>& keys = fleet->approximate_keys[i];
+      fleet->approximate->Predict(sent, {}, BlockKeySpan(keys).first(random.Below(keys.size())), kNow);
     }
   }
   return fleet;
@@ -143,7 +144,7 @@ void Report(const bench::Reporter& reporter, const std::string& name, const Time
 
 void RunFleet(const bench::Reporter& reporter, std::size_t endpoints) {
   const std::unique_ptr<Fleet> fleet = MakeFleet(endpoints);
-  const Resources resources{{ExactIndex(*fleet->exact), ExactIndex(*fleet->approximate)}};
+  const Resources resources{{ExactIndex(*fleet->exact), ApproximateIndex(*fleet->approximate)}};
   auto scheduler = *Scheduler::Create(FullConfig(), PluginRegistry::Builtin(), resources);
   Workspace workspace(*scheduler);
   Decision decision;
@@ -162,7 +163,8 @@ void RunFleet(const bench::Reporter& reporter, std::size_t endpoints) {
          Measure(*fleet, [&](const Prompt& p, std::uint64_t seed) { decide(p, seed, &explanation); }));
 
   // The two matches by themselves, to tell the index's share from the scheduler's.
-  index::PrefixIndex::Reader exact(*fleet->exact), approximate(*fleet->approximate);
+  index::PrefixIndex::Reader exact(*fleet->exact);
+  index::ApproxIndex::Reader approximate(*fleet->approximate);
   index::MatchResult rows;
   Report(reporter, "matches_only" + suffix, Measure(*fleet, [&](const Prompt& p, std::uint64_t) {
            exact.Match(p.chains[0].ns, p.chains[0].keys, rows);

@@ -221,7 +221,7 @@ void EncodeBatch(Schema schema, double timestamp, std::span<const Event> events,
                  std::optional<std::uint32_t> data_parallel_rank, std::vector<std::byte>& payload) {
   payload.clear();
   Writer out(payload);
-  const bool with_rank = schema != Schema::kArray6;
+  const bool with_rank = schema != Schema::kArray6 || data_parallel_rank.has_value();
   out.Array(with_rank ? 3 : 2);
   out.Double(timestamp);
   out.Array(events.size());

@@ -28,8 +28,8 @@ void PublisherStream::Begin() {
 
 PublisherStream::Actions PublisherStream::OnConnected(absl::Time now) {
   Begin();
-  if (CoolingDown() && now >= cooldown_until_) EndCooldown(now);
   if (!options_.replay) return actions_;
+  if (CoolingDown() && now >= cooldown_until_) cooldown_until_ = absl::InfinitePast();
   // Whatever was under way spoke to the publisher of the old connection.
   CancelRequest();
   recovering_ = false;

@@ -1,8 +1,9 @@
-// (parent run, offset, content key) -> child run: the table that readers probe once per run of a match.
+// (parent run, offset, content key) -> body of the child run: the table that readers probe once per run of a
+// match.
 //
-// Open addressing over 8-byte slots: 36 hash bits and the child's id. The reader checks the child's own
-// header, so a wrong guess costs a miss and never an answer. One writer; growth publishes a new table and
-// retires the old one.
+// Open addressing over 8-byte slots: a body's address and 16 bits of the edge's hash. The reader checks the
+// body's own header, so a wrong guess costs a miss and never an answer. One writer; growth publishes a new
+// table and retires the old one.
 #ifndef SRC_INDEX_EDGE_TABLE_H_
 #define SRC_INDEX_EDGE_TABLE_H_
 
@@ -29,55 +30,70 @@ inline std::uint64_t EdgeHash(const NamespaceId& ns, RunId parent, std::uint32_t
   return h ^ (h >> 32);
 }
 
+// Hash of the edge that leads to a run.
+inline std::uint64_t EdgeHashOf(const Body& body) {
+  return EdgeHash(body.ns, body.parent, body.parent_offset, body.content()[0]);
+}
+
 class EdgeTable {
  public:
   EdgeTable(Arena& arena, RetiredBlocks& retired) : arena_(arena), retired_(retired) {}
   EdgeTable(const EdgeTable&) = delete;
   EdgeTable& operator=(const EdgeTable&) = delete;
 
-  // Any thread, inside an epoch. The child with this hash for which `matches(RunId)` holds, or 0.
+  // Any thread, inside an epoch. The body with this hash for which `matches(const Body*)` holds, or null.
   template <typename Matches>
-  RunId Find(std::uint64_t hash, Matches matches) const {
-    const Table* table = shards_[ShardOf(hash)].table.load(std::memory_order_acquire);
-    if (table == nullptr) return 0;
-    const std::uint64_t tag = hash >> kRunIdBits;
-    for (std::uint64_t at = tag & table->mask;; at = (at + 1) & table->mask) {
-      const std::uint64_t slot = table->slots()[at].load(std::memory_order_acquire);
-      if (slot == kEmpty) return 0;
-      if (slot >> kRunIdBits == tag && (slot & kIdMask) != kGoneId) {
-        const auto run = static_cast<RunId>(slot & kIdMask);
-        if (matches(run)) return run;
+  const Body* Find(std::uint64_t hash, Matches matches) const {
+    const Table table(shards_[ShardOf(hash)].table.load(std::memory_order_acquire));
+    if (table.slots == nullptr) return nullptr;
+    for (std::uint64_t at = PlaceOf(hash) & table.mask;; at = (at + 1) & table.mask) {
+      const std::uint64_t slot = table.slots[at].load(std::memory_order_acquire);
+      if (slot == kEmpty) return nullptr;
+      if (slot >> kAddressBits == TagOf(hash) && slot != kGone) {
+        const auto* body = reinterpret_cast<const Body*>(slot & kAddressMask);
+        if (matches(body)) return body;
       }
     }
   }
 
   // Writer. The edge must be absent.
-  void Insert(std::uint64_t hash, RunId run);
-  void Erase(std::uint64_t hash, RunId run);
+  void Insert(std::uint64_t hash, const Body* body);
+  // `fresh` takes the place of `old`.
+  void Replace(std::uint64_t hash, const Body* old, const Body* fresh);
+  void Erase(std::uint64_t hash, const Body* body);
 
   std::size_t bytes() const { return bytes_; }
 
  private:
   static constexpr int kShardBits = 8;
+  static constexpr int kAddressBits = 48;
+  static constexpr std::uint64_t kAddressMask = (std::uint64_t{1} << kAddressBits) - 1;
   static constexpr std::uint64_t kEmpty = 0;
-  static constexpr std::uint64_t kIdMask = (std::uint64_t{1} << kRunIdBits) - 1;
-  static constexpr std::uint64_t kGoneId = kIdMask;
+  static constexpr std::uint64_t kGone = ~std::uint64_t{0};
 
+  using Slot = std::atomic<std::uint64_t>;
+  // A table as published: its address, and the logarithm of its size in the bits that alignment leaves free.
   struct Table {
+    explicit Table(std::uint64_t word)
+        : slots(reinterpret_cast<Slot*>(word & ~std::uint64_t{63})),
+          mask((std::uint64_t{1} << (word & 63)) - 1) {}
+    Slot* slots;
     std::uint64_t mask;
-    std::uint64_t padding[7];
-    std::atomic<std::uint64_t>* slots() { return reinterpret_cast<std::atomic<std::uint64_t>*>(this + 1); }
-    const std::atomic<std::uint64_t>* slots() const { return const_cast<Table*>(this)->slots(); }
   };
   struct Shard {
-    std::atomic<Table*> table{nullptr};
+    std::atomic<std::uint64_t> table{0};
     std::uint32_t used = 0;  // slots that are not empty, gone ones included
     std::uint32_t live = 0;
   };
 
-  // The low bits choose the shard, the tag's low bits the place in it: a slot alone says where it belongs.
   static std::size_t ShardOf(std::uint64_t hash) { return hash & ((1u << kShardBits) - 1); }
-  static void Place(Table* table, std::uint64_t slot);
+  static std::uint64_t PlaceOf(std::uint64_t hash) { return hash >> kShardBits; }
+  static std::uint64_t TagOf(std::uint64_t hash) { return hash >> kAddressBits; }
+  static std::uint64_t MakeSlot(std::uint64_t hash, const Body* body) {
+    return TagOf(hash) << kAddressBits | reinterpret_cast<std::uintptr_t>(body);
+  }
+  static void Place(const Table& table, std::uint64_t hash, const Body* body);
+  Slot* FindSlot(std::uint64_t hash, const Body* body) const;
   void Rebuild(Shard& shard);
 
   Arena& arena_;

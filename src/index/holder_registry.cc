@@ -84,6 +84,13 @@ const HolderOptions* HolderRegistry::Get(HolderId holder) const {
   return Valid(holder) ? &options_[holder.slot] : nullptr;
 }
 
+void HolderRegistry::ForEach(const std::function<void(HolderId, const HolderOptions&)>& visit) const {
+  for (std::uint32_t slot = 1; slot < next_slot_; ++slot) {
+    const HolderState& state = trie_.holders()[slot];
+    if (state.live) visit({static_cast<std::uint16_t>(slot), state.generation}, options_[slot]);
+  }
+}
+
 void HolderRegistry::Retire(HolderId holder) {
   const HolderOptions& options = options_[holder.slot];
   by_name_.erase(NameOf(options.endpoint, options.dp_rank, options.tier));

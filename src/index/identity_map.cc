@@ -10,33 +10,40 @@ static_assert(20 + kRunIdBits + 16 == 64);
 IdentityMap::IdentityMap(Arena& arena, int shard_bits)
     : arena_(arena), shard_bits_(shard_bits), shards_(std::size_t{1} << shard_bits) {}
 
+// Sizes the shard for its live entries, and enters them anew.
 void IdentityMap::Rebuild(Shard& shard) {
-  const std::uint32_t live = shard.used - shard.gone;
-  // Grown to be 68 to 80 % full, not the same for all: shards that grew in step would need all their new
-  // memory at once.
-  const auto index = static_cast<std::uint64_t>(&shard - shards_.data());
-  const std::uint64_t grown_fill = 68 + (index * 7 + live) % 13;
-  const std::uint64_t wanted = std::max<std::uint64_t>((std::uint64_t{live} + 1) * 100 / grown_fill, 1);
-  const auto lines = static_cast<std::uint32_t>((wanted + kLineSlots - 1) / kLineSlots);
-  const std::size_t new_bytes = std::size_t{lines} * kLineSlots * sizeof(std::uint64_t);
-  auto* slots = static_cast<std::uint64_t*>(arena_.Allocate(new_bytes));
-  std::memset(slots, 0, new_bytes);
-  const Shard old = shard;
-  shard = {slots, lines, 0, 0};
-  for (std::size_t i = 0; i < std::size_t{old.lines} * kLineSlots; ++i) {
-    const std::uint64_t slot = old.slots[i];
-    if (slot == kEmpty || slot == kGone) continue;
-    for (std::uint64_t at = LineOf(shard, slot >> (64 - kTagBits)) * kLineSlots;;) {
-      if (slots[at] == kEmpty) {
-        slots[at] = slot;
-        break;
-      }
-      if (++at == std::size_t{lines} * kLineSlots) at = 0;
+  scratch_.clear();
+  for (const std::uint64_t* page : shard.pages) {
+    for (std::size_t i = 0; i < kPageLines * kLineSlots; ++i) {
+      if (page[i] != kEmpty && page[i] != kGone) scratch_.push_back(page[i]);
     }
   }
-  shard.used = live;
-  bytes_ += new_bytes - std::size_t{old.lines} * kLineSlots * sizeof(std::uint64_t);
-  arena_.Free(old.slots);
+  constexpr std::size_t kPageSlots = kPageLines * kLineSlots;
+  const std::size_t pages = (scratch_.size() + 1) * 100 / kGrownFill / kPageSlots + 1;
+  while (shard.pages.size() > pages) {
+    arena_.Free(shard.pages.back());
+    shard.pages.pop_back();
+  }
+  while (shard.pages.size() < pages) {
+    shard.pages.push_back(static_cast<std::uint64_t*>(arena_.Allocate(kPageSlots * sizeof(std::uint64_t))));
+  }
+  for (std::uint64_t* page : shard.pages) std::memset(page, 0, kPageSlots * sizeof(std::uint64_t));
+  bytes_ += (pages * kPageLines - shard.lines) * kLineSlots * sizeof(std::uint64_t);
+  shard.lines = static_cast<std::uint32_t>(pages * kPageLines);
+  for (const std::uint64_t slot : scratch_) {
+    std::uint64_t line = LineOf(shard, slot >> (64 - kTagBits));
+    for (std::uint64_t* at = Line(shard, line);;) {
+      std::uint64_t* const free_slot = std::find(at, at + kLineSlots, kEmpty);
+      if (free_slot != at + kLineSlots) {
+        *free_slot = slot;
+        break;
+      }
+      line = line + 1 == shard.lines ? 0 : line + 1;
+      at = Line(shard, line);
+    }
+  }
+  shard.used = static_cast<std::uint32_t>(scratch_.size());
+  shard.gone = 0;
 }
 
 bool IdentityMap::Erase(std::uint64_t hash, NodeRef node) {
@@ -45,7 +52,7 @@ bool IdentityMap::Erase(std::uint64_t hash, NodeRef node) {
   const std::uint64_t tag = TagOf(hash);
   const std::uint64_t made = MakeSlot(tag, node);
   for (std::uint64_t line = LineOf(shard, tag);; line = line + 1 == shard.lines ? 0 : line + 1) {
-    std::uint64_t* slots = shard.slots + line * kLineSlots;
+    std::uint64_t* slots = Line(shard, line);
     std::uint64_t* found = nullptr;
     bool any_empty = false;
     for (std::size_t i = 0; i < kLineSlots; ++i) {
@@ -63,7 +70,7 @@ bool IdentityMap::Erase(std::uint64_t hash, NodeRef node) {
       --size_;
       // Give memory back when three quarters are empty.
       const std::uint32_t live = shard.used - shard.gone;
-      if (shard.lines > 4 && std::uint64_t{live} * 4 < std::uint64_t{shard.lines} * kLineSlots)
+      if (shard.lines > kPageLines && std::uint64_t{live} * 4 < std::uint64_t{shard.lines} * kLineSlots)
         Rebuild(shard);
       return true;
     }

@@ -1,9 +1,9 @@
 // Engine key -> block, for the blocks whose own key it is: eight bytes an entry.
 //
 // The key itself is not stored; it stands in the run's engine column, and a slot carries 20 bits of its hash
-// to make a wrong guess rare. The table is many small shards that grow by a quarter at a time, so that it
-// stays densely filled at any size; a shard is rebuilt from its slots alone, since the hash bits kept in a
-// slot also say its place. Writer only.
+// to make a wrong guess rare. The table is many small shards of whole pages that grow by a fifth at a time,
+// so that it stays densely filled at any size and leaves no holes in memory behind. A shard is rebuilt from
+// its slots alone, since the hash bits kept in a slot also say its place. Writer only.
 #ifndef SRC_INDEX_IDENTITY_MAP_H_
 #define SRC_INDEX_IDENTITY_MAP_H_
 
@@ -34,14 +34,15 @@ inline std::uint64_t IdentityHash(std::uint32_t key_space, EngineKey key) {
 
 class IdentityMap {
  public:
-  // `shard_bits` in 4..12: more shards make rebuilds shorter.
+  // `shard_bits` in 2..10: more shards make rebuilds shorter.
   IdentityMap(Arena& arena, int shard_bits);
   IdentityMap(const IdentityMap&) = delete;
   IdentityMap& operator=(const IdentityMap&) = delete;
 
-  void Prefetch(std::uint64_t hash) const {
+  // Inlined by force: GCC drops calls of a function that does nothing but prefetch.
+  [[gnu::always_inline]] void Prefetch(std::uint64_t hash) const {
     const Shard& shard = ShardOf(hash);
-    if (shard.lines != 0) __builtin_prefetch(shard.slots + LineOf(shard, TagOf(hash)) * kLineSlots);
+    if (shard.lines != 0) __builtin_prefetch(Line(shard, LineOf(shard, TagOf(hash))));
   }
 
   // The entry with this hash for which `matches(NodeRef)` holds: the caller compares the key in the run.
@@ -51,7 +52,7 @@ class IdentityMap {
     if (shard.lines == 0) return {};
     const std::uint64_t tag = TagOf(hash);
     for (std::uint64_t line = LineOf(shard, tag);; line = line + 1 == shard.lines ? 0 : line + 1) {
-      const std::uint64_t* slots = shard.slots + line * kLineSlots;
+      const std::uint64_t* slots = Line(shard, line);
       bool any_empty = false;
       for (std::size_t i = 0; i < kLineSlots; ++i) {
         if (slots[i] == kEmpty) any_empty = true;
@@ -73,7 +74,7 @@ class IdentityMap {
     const std::uint64_t tag = TagOf(hash);
     std::uint64_t* place = nullptr;
     for (std::uint64_t line = LineOf(shard, tag);; line = line + 1 == shard.lines ? 0 : line + 1) {
-      std::uint64_t* slots = shard.slots + line * kLineSlots;
+      std::uint64_t* slots = Line(shard, line);
       bool any_empty = false;
       for (std::size_t i = 0; i < kLineSlots; ++i) {
         if (slots[i] == kEmpty || slots[i] == kGone) {
@@ -103,17 +104,23 @@ class IdentityMap {
  private:
   static constexpr int kTagBits = 20;
   static constexpr std::size_t kLineSlots = 8;
-  static constexpr std::uint64_t kMaxFill = 90;  // percent of a shard's slots
+  static constexpr std::uint64_t kMaxFill = 85;    // percent of a shard's slots
+  static constexpr std::uint64_t kGrownFill = 71;  // what a rebuild aims at
   static constexpr std::uint64_t kEmpty = 0;
   static constexpr std::uint64_t kGone = ~std::uint64_t{0};
 
+  static constexpr std::uint32_t kPageLines = 64;
+
   struct Shard {
-    std::uint64_t* slots = nullptr;
+    std::vector<std::uint64_t*> pages;
     std::uint32_t lines = 0;
     std::uint32_t used = 0;  // slots that are not empty, gone ones included
     std::uint32_t gone = 0;
   };
 
+  static std::uint64_t* Line(const Shard& shard, std::uint64_t line) {
+    return shard.pages[line / kPageLines] + line % kPageLines * kLineSlots;
+  }
   std::uint64_t TagOf(std::uint64_t hash) const { return (hash << shard_bits_) >> (64 - kTagBits); }
   static std::uint64_t LineOf(const Shard& shard, std::uint64_t tag) {
     return (tag * shard.lines) >> kTagBits;
@@ -131,6 +138,7 @@ class IdentityMap {
   Arena& arena_;
   int shard_bits_;
   std::vector<Shard> shards_;
+  std::vector<std::uint64_t> scratch_;  // of Rebuild()
   std::size_t size_ = 0;
   std::size_t bytes_ = 0;
 };

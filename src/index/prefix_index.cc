@@ -23,6 +23,17 @@ NodeRef PrefixIndex::Impl::Resolve(std::uint16_t slot, EngineKey key) const {
   return trie.FindOwner(holder.key_space, key);
 }
 
+NodeRef PrefixIndex::Impl::ResolveWith(std::uint16_t slot, EngineKey key,
+                                       std::span<const HolderId> peers) const {
+  if (const NodeRef node = Resolve(slot, key)) return node;
+  for (const HolderId peer : peers) {
+    if (!registry.Valid(peer)) continue;
+    const HolderState& holder = trie.holders()[peer.slot];
+    if (const auto it = holder.foreign.find(key); it != holder.foreign.end()) return it->second;
+  }
+  return {};
+}
+
 NodeRef PrefixIndex::Impl::ResolveHeld(std::uint16_t slot, EngineKey key) const {
   const HolderState& holder = trie.holders()[slot];
   if (!holder.foreign.empty()) {
@@ -92,7 +103,10 @@ Trie::Cursor PrefixIndex::Impl::StoreNew(std::uint16_t slot, const NamespaceId& 
                                          bool append, std::span<const StoredBlock> blocks,
                                          StoreResult& result) {
   HolderState& holder = trie.holders()[slot];
-  for (const StoredBlock& block : blocks) trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  if (!holder.storing_new) {
+    for (const StoredBlock& block : blocks)
+      trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  }
   content.clear();
   engine.clear();
   for (const StoredBlock& block : blocks) {
@@ -119,11 +133,18 @@ Trie::Cursor PrefixIndex::Impl::StoreNew(std::uint16_t slot, const NamespaceId& 
 }
 
 StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
-                                     std::optional<EngineKey> parent, std::span<const StoredBlock> blocks) {
+                                     std::optional<EngineKey> parent, std::span<const StoredBlock> blocks,
+                                     std::span<const HolderId> peers) {
   StoreResult result;
+  HolderState& holder = trie.holders()[slot];
+  // A holder that stored unknown blocks goes on to do so more often than not: ask for their places early.
+  if (holder.storing_new) {
+    for (const StoredBlock& block : blocks)
+      trie.PrefetchIdentity(IdentityHash(holder.key_space, block.engine));
+  }
   Trie::Cursor at;
   if (parent.has_value()) {
-    const NodeRef node = Resolve(slot, *parent);
+    const NodeRef node = ResolveWith(slot, *parent, peers);
     if (!node) {
       ++trie.stats().unknown_parents;
       result.outcome = StoreOutcome::kUnknownParent;
@@ -136,7 +157,7 @@ StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
     }
     at = {node.run, node.offset + 1};
   }
-  HolderState& holder = trie.holders()[slot];
+  const std::uint64_t nodes_before = trie.stats().nodes;
   for (std::size_t done = 0; done < blocks.size();) {
     const std::span<const StoredBlock> rest = blocks.subspan(done);
     if (at.run != kRoot) {
@@ -160,10 +181,9 @@ StoreResult PrefixIndex::Impl::Store(std::uint16_t slot, const NamespaceId& ns,
     at = StoreNew(slot, ns, at, append, fresh, result);
     done += fresh.size();
   }
-  if (!blocks.empty()) {
-    holder.last_key = blocks.back().engine;
-    holder.last_node = {at.run, at.offset - 1};
-  }
+  holder.storing_new = nodes_before != trie.stats().nodes;
+  holder.last_key = blocks.back().engine;
+  holder.last_node = {at.run, at.offset - 1};
   return result;
 }
 
@@ -188,8 +208,12 @@ std::optional<HolderId> PrefixIndex::FindHolder(std::string_view endpoint,
 
 const HolderOptions* PrefixIndex::GetHolder(HolderId holder) const { return impl_->registry.Get(holder); }
 
+void PrefixIndex::ForEachHolder(const std::function<void(HolderId, const HolderOptions&)>& visit) const {
+  impl_->registry.ForEach(visit);
+}
+
 StoreResult PrefixIndex::Store(HolderId holder, const NamespaceId& ns, std::optional<EngineKey> parent,
-                               std::span<const StoredBlock> blocks) {
+                               std::span<const StoredBlock> blocks, std::span<const HolderId> peers) {
   IndexStats& stats = impl_->trie.stats();
   if (!impl_->registry.Valid(holder)) {
     ++stats.stale_holder_calls;
@@ -197,14 +221,15 @@ StoreResult PrefixIndex::Store(HolderId holder, const NamespaceId& ns, std::opti
   }
   if (blocks.empty()) return {};
   impl_->trie.ReserveRuns(1 + blocks.size() / kMaxRunLength + 1);
-  const StoreResult result = impl_->Store(holder.slot, ns, parent, blocks);
+  const StoreResult result = impl_->Store(holder.slot, ns, parent, blocks, peers);
   stats.stored_blocks += result.added;
   stats.duplicate_blocks += result.duplicates;
   impl_->AfterWrite();
   return result;
 }
 
-std::size_t PrefixIndex::StoreKnown(HolderId holder, std::span<const EngineKey> keys) {
+std::size_t PrefixIndex::StoreKnown(HolderId holder, std::span<const EngineKey> keys,
+                                    std::span<const HolderId> peers) {
   IndexStats& stats = impl_->trie.stats();
   if (!impl_->registry.Valid(holder)) {
     ++stats.stale_holder_calls;
@@ -213,7 +238,7 @@ std::size_t PrefixIndex::StoreKnown(HolderId holder, std::span<const EngineKey> 
   StoreResult result;
   std::size_t known = 0;
   for (const EngineKey key : keys) {
-    const NodeRef node = impl_->Resolve(holder.slot, key);
+    const NodeRef node = impl_->ResolveWith(holder.slot, key, peers);
     if (!node) continue;
     ++known;
     impl_->CoverAndBind(holder.slot, node, key, false, result);

@@ -3,6 +3,8 @@
 #define SRC_INDEX_PREFIX_INDEX_IMPL_H_
 
 #include <cstdint>
+#include <functional>
+#include <span>
 #include <string>
 #include <utility>
 #include <vector>
@@ -32,6 +34,7 @@ class HolderRegistry {
     return holder.slot != 0 && holder.slot < trie_.holders().size() && trie_.holders()[holder.slot].live &&
            trie_.holders()[holder.slot].generation == holder.generation;
   }
+  void ForEach(const std::function<void(HolderId, const HolderOptions&)>& visit) const;
   void Retire(HolderId holder);
   std::size_t size() const { return by_name_.size(); }
 
@@ -56,6 +59,8 @@ struct PrefixIndex::Impl {
 
   // The live node that the engine key names for the holder.
   NodeRef Resolve(std::uint16_t slot, EngineKey key) const;
+  // As Resolve(), or else the node to which a peer binds the key.
+  NodeRef ResolveWith(std::uint16_t slot, EngineKey key, std::span<const HolderId> peers) const;
   // As Resolve(), but only where the holder has the block under this very key.
   NodeRef ResolveHeld(std::uint16_t slot, EngineKey key) const;
   // The holder, which has `node`, has it under `key` from now on, and nothing else under it. `fresh`: the
@@ -69,9 +74,9 @@ struct PrefixIndex::Impl {
   Trie::Cursor StoreNew(std::uint16_t slot, const NamespaceId& ns, Trie::Cursor at, bool append,
                         std::span<const StoredBlock> blocks, StoreResult& result);
   StoreResult Store(std::uint16_t slot, const NamespaceId& ns, std::optional<EngineKey> parent,
-                    std::span<const StoredBlock> blocks);
+                    std::span<const StoredBlock> blocks, std::span<const HolderId> peers);
   void AfterWrite() {
-    if ((++writes & 7) == 0) trie.Maintain();
+    if ((++writes & 1) == 0) trie.Maintain();
     trie.EnforceBudget();
   }
 

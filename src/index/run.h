@@ -36,11 +36,12 @@ struct Body {
   std::atomic<std::uint32_t> length{0};   // blocks of the run
   std::atomic<std::uint32_t> holders{0};  // coverage words in use, unused ones among them
   std::atomic<std::uint32_t> children{0};
-  std::uint32_t holder_capacity = 0;
+  RunId id = 0;
+  RunId parent = kRoot;
+  std::uint16_t parent_offset = 0;
+  std::uint16_t holder_capacity = 0;
   std::uint32_t capacity = 0;   // blocks
   std::uint32_t published = 0;  // the longest `length` ever; content keys below it are fixed. Writer only.
-  RunId parent = kRoot;
-  std::uint32_t parent_offset = 0;
   NamespaceId ns;
 
   std::atomic<Coverage>* coverage() { return reinterpret_cast<std::atomic<Coverage>*>(this + 1); }
@@ -102,6 +103,7 @@ struct Detail {
 
 // The writer's part of a run.
 struct RunMeta {
+  Body* body = nullptr;  // null: the id is not in use
   std::uint32_t key_space = 0;
   RunId first_child = 0;
   RunId next_sibling = 0;

@@ -21,7 +21,7 @@ std::size_t RunLimit(std::size_t max_bytes) {
 }
 
 int ShardBits(std::size_t max_bytes) {
-  return std::clamp(static_cast<int>(std::bit_width(max_bytes >> 20)), 4, 12);
+  return std::clamp(static_cast<int>(std::bit_width(max_bytes >> 22)), 2, 10);
 }
 
 std::size_t PoolBytes(std::size_t max_bytes) {
@@ -38,36 +38,27 @@ Trie::Trie(const Options& options)
       retired_runs_(epochs_),
       edges_(arena_, retired_),
       identity_(arena_, ShardBits(options.max_bytes)),
-      bodies_(RunLimit(options.max_bytes)),
       metas_(RunLimit(options.max_bytes)),
       holders_(options.max_holders + 1) {}
 
 // --- Structure
 
-const Body* Trie::FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const {
-  const Body* found = nullptr;
-  child = edges_.Find(EdgeHash(ns, at.run, at.offset, chain[0]), [&](RunId run) {
-    const Body* body = bodies_[run].load(std::memory_order_acquire);
-    if (body == nullptr) return false;
+const Body* Trie::FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain) const {
+  return edges_.Find(EdgeHash(ns, at.run, at.offset, chain[0]), [&](const Body* body) {
     // Header, coverage and keys lie in a row: ask for what the chain can reach at once instead of after the
     // header.
     const std::size_t ahead = std::min<std::size_t>(chain.size() * sizeof(BlockKey), 768);
-    for (std::size_t byte = 0; byte <= ahead; byte += 64)
+    for (std::size_t byte = 0; byte <= ahead; byte += 64) {
       __builtin_prefetch(reinterpret_cast<const char*>(body) + byte);
-    if (body->parent != at.run || body->parent_offset != at.offset || body->content()[0] != chain[0] ||
-        !(body->ns == ns)) {
-      return false;
     }
-    found = body;
-    return true;
+    return body->parent == at.run && body->parent_offset == at.offset && body->content()[0] == chain[0] &&
+           body->ns == ns;
   });
-  return found;
 }
 
 RunId Trie::FindChild(const NamespaceId& ns, Cursor at, BlockKey key) const {
-  RunId child = 0;
-  FindChildBody(ns, at, {&key, 1}, child);
-  return child;
+  const Body* body = FindChildBody(ns, at, {&key, 1});
+  return body == nullptr ? 0 : body->id;
 }
 
 NodeRef Trie::FindOwner(std::uint32_t key_space, EngineKey key) const {
@@ -91,7 +82,7 @@ bool Trie::OwnsKey(NodeRef node) const {
 
 Body* Trie::NewBody(std::uint32_t holder_capacity, std::uint32_t capacity) {
   Body* body = new (arena_.Allocate(Body::Bytes(holder_capacity, capacity, options_.engine_keys))) Body;
-  body->holder_capacity = holder_capacity;
+  body->holder_capacity = static_cast<std::uint16_t>(holder_capacity);
   body->capacity = capacity;
   return body;
 }
@@ -111,10 +102,12 @@ Body* Trie::Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::u
   fresh->published = keep;
   fresh->holders.store(holders, std::memory_order_relaxed);
   fresh->children.store(old->children.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  fresh->id = run;
   fresh->parent = old->parent;
   fresh->parent_offset = old->parent_offset;
   fresh->ns = old->ns;
-  bodies_[run].store(fresh, std::memory_order_release);
+  metas_[run].body = fresh;
+  edges_.Replace(EdgeHashOf(*fresh), old, fresh);
   retired_.Retire(old);
   return fresh;
 }
@@ -148,11 +141,13 @@ RunId Trie::AddRun(const NamespaceId& ns, std::uint32_t key_space, Cursor parent
   if (options_.engine_keys) std::memcpy(body->engine(), engine.data(), engine.size_bytes());
   body->length.store(count, std::memory_order_relaxed);
   body->published = count;
+  body->id = run;
   body->parent = parent.run;
-  body->parent_offset = parent.offset;
+  body->parent_offset = static_cast<std::uint16_t>(parent.offset);
   body->ns = ns;
   RunMeta& meta = metas_[run];
   meta = RunMeta{};
+  meta.body = body;
   meta.key_space = key_space;
   meta.growing = true;
   if (parent.run != kRoot) {
@@ -165,8 +160,7 @@ RunId Trie::AddRun(const NamespaceId& ns, std::uint32_t key_space, Cursor parent
     parent_body->children.store(parent_body->children.load(std::memory_order_relaxed) + 1,
                                 std::memory_order_release);
   }
-  bodies_[run].store(body, std::memory_order_release);
-  edges_.Insert(EdgeHash(ns, parent.run, parent.offset, content[0]), run);
+  edges_.Insert(EdgeHashOf(*body), body);
   Enqueue(probation_, run);
   ++stats_.runs;
   stats_.nodes += count;

@@ -40,6 +40,7 @@ struct HolderState {
   std::uint32_t live_runs = 0;
   std::vector<RunId> runs;  // every run that it has a word in; also stale ids, pruned when they prevail
   absl::flat_hash_map<EngineKey, NodeRef> foreign;
+  bool storing_new = false;  // its last store made new nodes
   // Its last stored block, the likely parent of the next.
   EngineKey last_key = 0;
   NodeRef last_node;
@@ -84,7 +85,7 @@ class Trie {
   IndexStats& stats() { return stats_; }
   const IndexStats& stats() const { return stats_; }
 
-  Body* body(RunId run) const { return bodies_[run].load(std::memory_order_relaxed); }
+  Body* body(RunId run) const { return metas_[run].body; }  // null for an id not in use
   RunMeta& meta(RunId run) { return metas_[run]; }
   const RunMeta& meta(RunId run) const { return metas_[run]; }
   RunId run_limit() const { return next_run_; }  // ids are below
@@ -109,7 +110,9 @@ class Trie {
   void Append(RunId run, BlockKeySpan content, std::span<const EngineKey> engine);
   // Makes the block the owner of its engine key unless another block is: that one is returned then.
   NodeRef Own(NodeRef node, std::uint32_t key_space, EngineKey key);
-  void PrefetchIdentity(std::uint64_t identity_hash) const { identity_.Prefetch(identity_hash); }
+  [[gnu::always_inline]] void PrefetchIdentity(std::uint64_t identity_hash) const {
+    identity_.Prefetch(identity_hash);
+  }
 
   // The holder has blocks [from, to) of the run.
   CoverCount Cover(std::uint16_t slot, RunId run, std::uint32_t from, std::uint32_t to);
@@ -159,7 +162,7 @@ class Trie {
   static constexpr std::uint8_t kMaxReferences = 255;
 
   // The child that `chain` (not empty) continues in.
-  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain, RunId& child) const;
+  const Body* FindChildBody(const NamespaceId& ns, Cursor at, BlockKeySpan chain) const;
   Body* NewBody(std::uint32_t holder_capacity, std::uint32_t capacity);
   Body* Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::uint32_t holder_capacity);
   // Room for holders: two, then doubling.
@@ -201,7 +204,6 @@ class Trie {
   RetireQueue<RunId> retired_runs_;
   EdgeTable edges_;
   IdentityMap identity_;
-  SystemArray<std::atomic<Body*>> bodies_;
   SystemArray<RunMeta> metas_;
   RunId next_run_ = 1;
   std::vector<RunId> free_runs_;

@@ -32,8 +32,7 @@ void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratc
   std::uint32_t depth = 0;  // blocks of the chain before the present run
   Cursor at;
   while (true) {
-    RunId run = 0;
-    const Body* body = FindChildBody(ns, at, chain.subspan(depth), run);
+    const Body* body = FindChildBody(ns, at, chain.subspan(depth));
     if (body == nullptr) return;
     const std::uint32_t holders = body->holders.load(std::memory_order_acquire);
     const std::uint32_t length = body->length.load(std::memory_order_acquire);
@@ -73,7 +72,7 @@ void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratc
         body->children.load(std::memory_order_acquire) == 0) {
       return;
     }
-    at = {run, matched};
+    at = {body->id, matched};
   }
 }
 

@@ -47,7 +47,7 @@ RunId Trie::FreeRun(RunId run) {
   Body* body = this->body(run);
   RunMeta& meta = metas_[run];
   const RunId parent = body->parent;
-  edges_.Erase(EdgeHash(body->ns, parent, body->parent_offset, body->content()[0]), run);
+  edges_.Erase(EdgeHashOf(*body), body);
   if (parent != kRoot) {
     RunMeta& above = metas_[parent];
     if (meta.previous_sibling != 0) {
@@ -63,13 +63,13 @@ RunId Trie::FreeRun(RunId run) {
       std::uint32_t last = 0;
       for (RunId child = above.first_child; child != 0 && last < body->parent_offset;
            child = metas_[child].next_sibling) {
-        last = std::max(last, this->body(child)->parent_offset);
+        last = std::max<std::uint32_t>(last, this->body(child)->parent_offset);
       }
       above.last_child_offset = static_cast<std::uint16_t>(last);
     }
   }
   Dequeue(run);
-  bodies_[run].store(nullptr, std::memory_order_release);
+  meta.body = nullptr;
   retired_.Retire(body);
   retired_runs_.Push(run);
   if (retired_runs_.due()) ReclaimRunIds();
@@ -173,7 +173,7 @@ void Trie::Compact() {
 }
 
 std::size_t Trie::used_bytes() const {
-  return arena_.used_bytes() + std::size_t{next_run_} * (sizeof(Body*) + sizeof(RunMeta)) +
+  return arena_.used_bytes() + std::size_t{next_run_} * sizeof(RunMeta) +
          details_.capacity() * (sizeof(std::uint64_t) + sizeof(void*) + 1) + detail_bytes_ + foreign_bytes_ +
          holder_list_bytes_ + other_bytes_ + free_runs_.capacity() * sizeof(RunId);
 }
@@ -194,8 +194,8 @@ MemoryUsage Trie::memory_usage() const {
       {"run bodies", bodies - slack, retired_.bytes(), slack},
       {"edge table", edges_.bytes(), 0, 0},
       {"identity map", identity_.size() * 8, 0, identity_.bytes() - identity_.size() * 8},
-      {"run table", stats_.runs * (sizeof(Body*) + sizeof(RunMeta)), 0,
-       (next_run_ - stats_.runs) * (sizeof(Body*) + sizeof(RunMeta)) + free_runs_.capacity() * sizeof(RunId)},
+      {"run table", stats_.runs * sizeof(RunMeta), 0,
+       (next_run_ - stats_.runs) * sizeof(RunMeta) + free_runs_.capacity() * sizeof(RunId)},
       {"holes, references and foreign keys",
        detail_bytes_ + foreign_bytes_ + details_.capacity() * (sizeof(std::uint64_t) + sizeof(void*) + 1), 0,
        0},

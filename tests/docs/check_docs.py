@@ -4,7 +4,8 @@
 Usage: check_docs.py ROOT --cxx COMPILER
 
 A fenced block in a language of CHECKED must follow a line with one of these comments:
-  <!-- test: compile -->       C++: a translation unit, or statements (its #include lines may come first)
+  <!-- test: compile -->       C++: a translation unit, or statements (its #include lines may come first);
+                               `test: compile after PATH` puts a file first, which declares what a host would
   <!-- test: run -->           shell: runs in ROOT and exits with 0
   <!-- same as: PATH -->       is the file PATH, character for character
   <!-- part of: PATH -->       is a run of lines of the file PATH
@@ -58,7 +59,7 @@ def read_markdown(text):
 
 
 def as_translation_unit(text):
-    if re.search(r"\bint main\(|\bnamespace \w+ {|^(class|struct) ", text, re.M):
+    if re.search(r"^(?!if|for|while|switch|else)\w[^;=]*\) {$|^(namespace|class|struct|int main)\b", text, re.M):
         return text
     lines = text.splitlines()
     includes = [line for line in lines if line.startswith("#include")]
@@ -89,8 +90,10 @@ def check_block(block, root, cxx):
         return None if same and block.text else f"the block differs from {argument}"
     if kind == "test: run":
         return run(["bash", "-euo", "pipefail", "-s"], root, block.text)
-    return run([cxx, "-std=c++20", "-fsyntax-only", f"-I{root / 'include'}", "-x", "c++", "-"], root,
-               as_translation_unit(block.text))
+    command = [cxx, "-std=c++20", "-fsyntax-only", f"-I{root / 'include'}"]
+    if argument:
+        command += ["-include", argument.removeprefix("after ")]
+    return run([*command, "-x", "c++", "-"], root, as_translation_unit(block.text))
 
 
 def check_file(path, root, cxx):

@@ -33,7 +33,14 @@ class CheckDocsTest(unittest.TestCase):
         good = "#include <vector>\nstd::vector<int> v = {1};\nv.clear();\n"
         self.assertEqual(self.errors(f"<!-- test: compile -->\n\n```cpp\n{good}```\n"), [])
         self.assertEqual(self.errors("<!-- test: compile -->\n```cpp\nint main() {}\n```\n"), [])
+        self.assertEqual(self.errors("<!-- test: compile -->\n```cpp\nvoid F(int i) {\n  ++i;\n}\n```\n"), [])
         self.assert_refused("<!-- test: compile -->\n```cpp\nint x = \"no\";\n```\n", "exits with 1")
+
+    def test_compile_after_a_file(self):
+        (self.root / "host.h").write_text("inline int Known();\n")
+        for name, errors in (("Known", 0), ("Unknown", 1)):
+            text = f"<!-- test: compile after host.h -->\n```cpp\nint i = {name}();\nreturn;\n```\n"
+            self.assertEqual(len(self.errors(text)), errors)
 
     def test_run(self):
         self.assertEqual(self.errors("<!-- test: run -->\n```sh\ntest -f README.md\n```\n"), [])

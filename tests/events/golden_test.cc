@@ -124,6 +124,17 @@ TEST(Golden, BinaryHashesKeepTheirBytes) {
   EXPECT_EQ(stored.parent_bytes, stored.hash_bytes[0]);
 }
 
+TEST(Golden, LookaheadTokens) {
+  const Bytes payload = FromHex(GoldenCase("v0.33/map_wide")["payload_hex"].get<std::string>());
+  EventBatch batch;
+  ASSERT_TRUE(EventDecoder().Decode(payload, batch).ok());
+  const Event& stored = batch.events()[0];
+  ASSERT_EQ(stored.lookahead_tokens.size(), 2u);
+  EXPECT_THAT(stored.lookahead_tokens[0], testing::ElementsAre(5, 70000));
+  EXPECT_TRUE(stored.lookahead_tokens[1].empty());
+  EXPECT_EQ(batch.events()[1].ownership, "fs-tier");
+}
+
 TEST(Golden, SaltOfBothSGLangForms) {
   for (const char* id : {"sglang/array_metadata", "sglang/map"}) {
     const Bytes payload = FromHex(GoldenCase(id)["payload_hex"].get<std::string>());
@@ -136,14 +147,14 @@ TEST(Golden, SaltOfBothSGLangForms) {
 
 TEST(Golden, ReencodingGivesTheSameBytes) {
   const std::pair<const char*, Schema> cases[] = {
-      {"v0.9/stored", Schema::kArray6},       {"v0.9/removed", Schema::kArray6},
-      {"v0.9/cleared", Schema::kArray6},      {"v0.11/stored", Schema::kArray7},
-      {"v0.11/removed", Schema::kArray7},     {"v0.11/bytes", Schema::kArray7},
-      {"v0.15/stored_lora", Schema::kArray8}, {"v0.18/extra_keys_bare", Schema::kArray9},
-      {"v0.20/array_full", Schema::kArray10}, {"v0.22/array_spec", Schema::kArray12},
-      {"v0.26/map_stored", Schema::kMap},     {"v0.26/map_mixed", Schema::kMap},
-      {"v0.30/map_locality", Schema::kMap},   {"offload/cpu_no_tokens", Schema::kArray8},
-      {"empty_batch", Schema::kMap},
+      {"v0.9/stored", Schema::kArray6},           {"v0.9/removed", Schema::kArray6},
+      {"v0.9/cleared", Schema::kArray6},          {"v0.9.2/stored_removed", Schema::kArray6},
+      {"v0.11/stored", Schema::kArray7},          {"v0.11/removed", Schema::kArray7},
+      {"v0.11/bytes", Schema::kArray7},           {"v0.15/stored_lora", Schema::kArray8},
+      {"v0.18/extra_keys_bare", Schema::kArray9}, {"v0.20/array_full", Schema::kArray10},
+      {"v0.22/array_spec", Schema::kArray12},     {"v0.26/map_stored", Schema::kMap},
+      {"v0.26/map_mixed", Schema::kMap},          {"v0.30/map_locality", Schema::kMap},
+      {"offload/cpu_no_tokens", Schema::kArray8}, {"empty_batch", Schema::kMap},
   };
   EventBatch batch;
   Bytes encoded;

@@ -1,22 +1,12 @@
 // A warm decision does not allocate, explained or not.
-#include <cstdlib>
-#include <new>
+#include <cstddef>
 
 #include "tests/sched/sched_test_util.h"
 
-namespace {
-std::size_t allocations = 0;
-}  // namespace
-
-void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept { std::free(memory); }
-void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
-
 namespace llmd::sched {
+
+extern std::size_t allocations;  // counting_new.cc
+
 namespace {
 
 TEST(Allocation, NoneOnceWarm) {

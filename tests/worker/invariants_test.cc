@@ -478,7 +478,7 @@ class Invariants : public testing::TestWithParam<Shape> {};
 TEST_P(Invariants, HoldAfterEveryOperation) {
   const Shape shape = GetParam();
   std::uint64_t admissions = 0, hits = 0, preemptions = 0, refusals = 0, loads = 0, duplicates = 0;
-  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+  for (std::uint64_t seed = 0; seed < 10; ++seed) {
     SCOPED_TRACE(testing::Message() << "seed " << seed);
     Simulation simulation({.pool = {.num_blocks = shape.num_blocks,
                                     .block_size = shape.block_size,
@@ -487,7 +487,7 @@ TEST_P(Invariants, HoldAfterEveryOperation) {
                            .max_model_len = shape.max_model_len,
                            .watermark = shape.watermark},
                           seed);
-    simulation.Run(1000);
+    simulation.Run(600);
     if (HasFailure()) return;
     admissions += simulation.admissions;
     hits += simulation.hits;

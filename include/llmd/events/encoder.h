@@ -18,10 +18,11 @@ namespace llmd::events {
 
 // Number of elements of a BlockStored array, tag included, and what the generation added.
 enum class Schema : std::uint8_t {
-  kArray6,   // vLLM 0.9: no medium, and a batch without data-parallel rank
-  kArray7,   // medium
-  kArray8,   // lora_name
-  kArray9,   // extra_keys
+  kArray6,  // vLLM 0.9: no medium. 0.9.0 had no data-parallel rank: without one the batch has 2 elements, not
+            // 3
+  kArray7,  // medium
+  kArray8,  // lora_name
+  kArray9,  // extra_keys
   kArray10,  // group_idx (stored and removed)
   kArray12,  // kv_cache_spec_kind, kv_cache_spec_sliding_window
   kMap,      // vLLM 0.24: tagged maps

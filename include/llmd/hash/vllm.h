@@ -5,7 +5,7 @@
 //
 // Only full blocks are hashed. VllmHasher is immutable after Create(): share it between threads, copy it
 // freely. VllmChain follows one request as tokens arrive; one thread at a time. Neither allocates per block
-// once the output vectors have grown, except for blocks with long extra keys. Events carry Digest::low64() or
+// once the output vectors have grown, except for blocks with extra keys. Events carry Digest::low64() or
 // the whole digest.
 //
 // Pickle (sha256, xxhash) depends on Python object identity: an object that occurs twice in one block is

@@ -102,12 +102,17 @@ class PrefixIndex {
   // Null when the holder is retired.
   const HolderOptions* GetHolder(HolderId holder) const;
 
-  // The holder has `blocks`, in order, below `parent` (nullopt: from the root of `ns`).
+  // Calls `visit` for each live holder, in order of slots; it must not write to the index.
+  void ForEachHolder(const std::function<void(HolderId, const HolderOptions&)>& visit) const;
+
+  // The holder has `blocks`, in order, below `parent` (nullopt: from the root of `ns`). `peers`: holders of
+  // the same engine in other tiers; a key that the holder cannot resolve may be a binding of theirs.
   StoreResult Store(HolderId holder, const NamespaceId& ns, std::optional<EngineKey> parent,
-                    std::span<const StoredBlock> blocks);
+                    std::span<const StoredBlock> blocks, std::span<const HolderId> peers = {});
   // The holder has the blocks that other holders of its key space published under `keys` (a tier update,
   // which carries no tokens). Returns how many were known.
-  std::size_t StoreKnown(HolderId holder, std::span<const EngineKey> keys);
+  std::size_t StoreKnown(HolderId holder, std::span<const EngineKey> keys,
+                         std::span<const HolderId> peers = {});
   // The holder no longer has these blocks. Returns how many it had.
   std::size_t Remove(HolderId holder, std::span<const EngineKey> keys);
   // The holder has nothing any more (cache reset). False for a retired holder.

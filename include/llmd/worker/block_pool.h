@@ -60,8 +60,8 @@ class BlockPool {
   BlockPool(BlockPool&&) = default;
   BlockPool& operator=(BlockPool&&) = default;
 
-  // The block that holds this prefix, or kNoBlock. No side effects: Touch() it before anything else is
-  // allocated.
+  // The block that holds this prefix, or kNoBlock. No side effects: Touch() it before allocating anything
+  // else.
   BlockId Find(const hash::Digest& hash, std::uint32_t group_id = 0) const {
     return map_.Find(hash, group_id);
   }
@@ -85,13 +85,12 @@ class BlockPool {
   absl::Status CacheFullBlocks(const Request& request, std::span<const BlockId> table, std::size_t num_cached,
                                std::size_t num_full, std::uint32_t group_id = 0);
 
-  // Whether CacheFullBlocks() would accept this. `table` may end before `num_full`: those blocks are yet to
-  // be allocated.
+  // Whether CacheFullBlocks() would accept this. `table` may end before `num_full`: blocks yet to be
+  // allocated.
   absl::Status CheckCacheable(const Request& request, std::span<const BlockId> table, std::size_t num_cached,
                               std::size_t num_full, std::uint32_t group_id = 0) const;
 
-  // Forgets the hashes of these blocks (events "removed"); holders keep them. For KV that turned out to be
-  // invalid.
+  // Forgets the hashes of these blocks (events "removed"); holders keep them. For KV found to be invalid.
   absl::Status EvictBlocks(std::span<const BlockId> blocks);
 
   // Forgets everything cached (event "cleared"). False, and no change, while any block is held.

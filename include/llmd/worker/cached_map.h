@@ -24,8 +24,7 @@ class CachedMap {
   // For as many blocks as given. `blocks` must stay where it is while the map lives.
   explicit CachedMap(std::span<Block> blocks);
 
-  // The first block that was inserted, of those still here, under this key; kNoBlock when there is none.
-  // O(1).
+  // The first inserted of the blocks that are here under this key; kNoBlock when there is none. O(1).
   BlockId Find(const hash::Digest& hash, std::uint32_t group_id) const;
 
   // Files block `id`, which must not be cached, under the key, and writes the key into it. True when the key
@@ -37,9 +36,8 @@ class CachedMap {
 
   void Clear();
 
-  // Hints: load the part of the table that Find() or Insert() of this key, or Remove() of this cached block,
-  // will need. The table of a large pool is far from the processor; runs of blocks are worked on faster when
-  // asked for ahead.
+  // Hints that load the part of the table which Find() or Insert() of this key, or Remove() of this cached
+  // block, will need. Cache misses in the table are most of the cost of a large pool.
   void Prefetch(const hash::Digest& hash, std::uint32_t group_id) const;
   void PrefetchRemove(BlockId id) const { __builtin_prefetch(&slots_[blocks_[id].map_tag & mask_]); }
 

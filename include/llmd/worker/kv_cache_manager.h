@@ -36,8 +36,7 @@ struct KvCacheManagerOptions {
   BlockPoolOptions pool;
   std::uint32_t group_id = 0;  // the KV cache group that the pool serves; part of keys and events
   std::uint32_t max_model_len = std::numeric_limits<std::uint32_t>::max();  // tokens, prompt + output; >= 1
-  // Share of the pool that admissions leave free while others run: room to grow instead of preemption. 0
-  // .. 1.
+  // Share of the pool, 0 .. 1, that admissions leave free while others run: room to grow without preemption.
   double watermark = 0;
 };
 
@@ -81,18 +80,16 @@ class KvCacheManager {
  public:
   static absl::StatusOr<KvCacheManager> Create(const KvCacheManagerOptions& options);
 
-  // The longest cached run of the request's leading blocks, at most num_tokens - 1 tokens because the last
-  // token must be computed to get logits. Holds nothing: pass it to AllocateSlots() before anything else is
-  // allocated.
+  // The longest cached run of the request's leading blocks, at most num_tokens - 1 tokens: the last token
+  // must be computed to get logits. Holds nothing: pass it to AllocateSlots() before allocating anything
+  // else.
   PrefixHit GetComputedBlocks(const Request& request);
 
-  // Makes room for the request's next tokens, commits the blocks that these complete, and returns the new
-  // blocks. `fits` is false when the pool cannot serve it now. Statistics are counted when the first
-  // allocation succeeds.
+  // Makes room for the request's next tokens, commits the blocks that these complete, returns the new blocks.
+  // `fits` is false when the pool cannot serve it now. The first success is counted in the statistics.
   absl::StatusOr<SlotResult> AllocateSlots(const Request& request, const SlotRequest& slots);
 
-  // Commits the full blocks among the first `num_tokens` tokens: those that a delayed allocation left
-  // uncommitted.
+  // Commits the full blocks among the first `num_tokens` tokens that a delayed allocation left uncommitted.
   absl::Status CacheBlocks(const Request& request, std::uint32_t num_tokens);
 
   // A remote load ended and the first `num_loaded_tokens` tokens are valid (all: any value >= num_tokens).
@@ -104,8 +101,8 @@ class KvCacheManager {
   // the manager does not know the request, e.g. because it never got any blocks.
   absl::Status Free(RequestId id);
 
-  // Free(), and sets the request back to be computed again: computed 0, status preempted, one preemption
-  // more.
+  // Free(), and sets the request, which must be running, back to be computed again: num_computed_tokens 0,
+  // status kPreempted, one more preemption.
   absl::Status Preempt(Request& request);
 
   // Forgets all cached blocks; false, and no change, while any block is held.

@@ -1,0 +1,43 @@
+#!/usr/bin/env python3
+"""Writes seed corpora for the fuzzers: make_seeds.py GOLDEN_DIR CORPUS_DIR."""
+import json
+import pathlib
+import sys
+
+
+def write(folder, name, data):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name.replace("/", "_")).write_bytes(data)
+
+
+def event_decoder(vectors, folder):
+    for case in vectors["cases"]:
+        write(folder, case["id"], bytes.fromhex(case["payload_hex"]))
+
+
+def publisher_stream(folder):
+    # One byte of options, then steps of 4 bytes: operation, sequence, payload, milliseconds / 64.
+    connect, live, batch, end, fail, tick = range(6)
+    scripts = {
+        "rebuild": [(connect, 0), (batch, 0), (live, 2), (batch, 1), (batch, 2), (end, 0), (live, 3)],
+        "gap": [(connect, 0), (end, 0), (live, 0), (live, 4), (batch, 1), (batch, 2), (batch, 3), (end, 0)],
+        "restart": [(connect, 0), (end, 0), (live, 0), (live, 1), (live, 0), (batch, 0), (end, 0)],
+        "reconnect": [(connect, 0), (end, 0), (live, 0), (live, 1), (connect, 0), (batch, 1), (end, 0)],
+        "give_up": [(connect, 0), (end, 0), (live, 0), (live, 4), (fail, 0), (tick, 0), (fail, 0), (tick, 0),
+                    (fail, 0), (live, 5), (tick, 0), (live, 6)],
+    }
+    for mode in range(4):
+        for name, steps in scripts.items():
+            data = bytes([mode]) + b"".join(bytes([op, seq, 0, 200 if op == tick else 2]) for op, seq in steps)
+            write(folder, f"{name}_{mode}", data)
+
+
+def main():
+    golden, corpus = map(pathlib.Path, sys.argv[1:3])
+    vectors = json.loads((golden / "kv_events.json").read_text())
+    event_decoder(vectors, corpus / "fuzz_event_decoder")
+    publisher_stream(corpus / "fuzz_publisher_stream")
+
+
+if __name__ == "__main__":
+    main()

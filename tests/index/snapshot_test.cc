@@ -1,6 +1,8 @@
 // A restored index is the index that was written; a damaged snapshot is an error and nothing else.
+#define XXH_INLINE_ALL
 #include <algorithm>
 #include <cstddef>
+#include <cstring>
 #include <memory>
 #include <optional>
 #include <set>
@@ -13,6 +15,7 @@
 #include "llmd/index/prefix_index.h"
 #include "tests/index/operations.h"
 #include "tests/index/streams.h"
+#include "xxhash.h"
 
 namespace llmd::index {
 namespace {
@@ -28,6 +31,12 @@ Bytes Write(const PrefixIndex& index) {
   });
   EXPECT_TRUE(status.ok()) << status;
   return bytes;
+}
+
+// The last eight bytes are the checksum of the others (src/index/snapshot.cc describes the format).
+void FixChecksum(Bytes& bytes) {
+  const std::uint64_t checksum = XXH3_64bits(bytes.data(), bytes.size() - sizeof(checksum));
+  std::memcpy(bytes.data() + bytes.size() - sizeof(checksum), &checksum, sizeof(checksum));
 }
 
 // A short list of operations after which the index cannot be restored either.
@@ -202,6 +211,64 @@ TEST(Snapshot, AppendedRepeatedAndRandomBytesAreErrors) {
     tail.insert(tail.end(), noise.begin(), noise.end());
     EXPECT_FALSE(PrefixIndex::Restore(tail, kSmall).ok());
   }
+}
+
+TEST(Snapshot, AnotherMajorVersionIsRefusedAndAnotherMinorOneIsRead) {
+  constexpr std::size_t kMajorAt = 8, kMinorAt = 12;
+  const Bytes good = Write(*SmallIndex());
+  Bytes bytes = good;
+  bytes[kMajorAt] ^= std::byte{2};
+  FixChecksum(bytes);
+  const absl::Status status = PrefixIndex::Restore(bytes, kSmall).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status)) << status;
+  EXPECT_NE(std::string(status.message()).find("version 3"), std::string::npos) << status;
+  bytes = good;
+  bytes[kMinorAt] ^= std::byte{1};
+  FixChecksum(bytes);
+  EXPECT_TRUE(PrefixIndex::Restore(bytes, kSmall).ok());
+}
+
+// Someone who can write a snapshot can write its checksum as well: what comes of it is an error or a sound
+// index.
+TEST(Snapshot, DamageBehindAValidChecksumIsAnErrorOrASoundIndex) {
+  const Bytes good = Write(*SmallIndex());
+  Random random(3);
+  std::size_t restored_count = 0;
+  for (int i = 0; i < 12000; ++i) {
+    Bytes bytes = good;
+    for (std::uint64_t changes = random.Between(1, 3); changes > 0; --changes) {
+      const std::size_t at = random.Below(bytes.size());
+      bytes[at] = random.Chance(0.5) ? static_cast<std::byte>(random.Below(256))
+                                     : bytes[at] ^ static_cast<std::byte>(1 << random.Below(8));
+    }
+    FixChecksum(bytes);
+    const auto restored = PrefixIndex::Restore(bytes, kSmall);
+    if (!restored.ok()) continue;
+    ++restored_count;
+    PrefixIndex& index = **restored;
+    const IndexStats stats = index.stats();
+    ASSERT_TRUE(PrefixIndex::Restore(Write(index), kSmall).ok()) << i;
+    ASSERT_EQ(stats.evicted_runs, 0u);
+    // Every holder can be found by its handle, written for, and cleared; then nothing is left.
+    for (std::uint16_t slot = 0; slot <= kSmall.max_holders; ++slot) {
+      for (std::uint32_t generation = 0; generation < 8; ++generation) {
+        const HolderId id{slot, generation};
+        if (index.GetHolder(id) == nullptr) continue;
+        std::vector<StoredBlock> blocks;
+        for (std::uint64_t block = 0; block < 20; ++block)
+          blocks.push_back({random.Below(50), random.Below(3)});
+        index.Store(id, {0, 7}, std::nullopt, blocks);
+      }
+    }
+    for (std::uint16_t slot = 0; slot <= kSmall.max_holders; ++slot) {
+      for (std::uint32_t generation = 0; generation < 8; ++generation) index.Clear({slot, generation});
+    }
+    if (index.stats().holders == stats.holders && index.stats().holder_blocks > 0) {
+      // A holder whose generation was damaged keeps its blocks; all others must be gone.
+      ASSERT_LT(index.stats().holder_blocks, stats.holder_blocks + 1);
+    }
+  }
+  EXPECT_GT(restored_count, 100u) << "contents and engine keys may be anything";
 }
 
 TEST(Snapshot, DoesNotFitFewerHolders) {

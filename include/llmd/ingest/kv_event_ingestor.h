@@ -2,9 +2,9 @@
 //
 //   KvEventIngestor ingestor(*index, {});
 //   PublisherId pod = *ingestor.AddPublisher({.endpoint = "10.0.0.7:8000", .model = "Qwen/Qwen3-8B"});
-//   ingestor.Apply(pod, batch);                                         // one decoded batch
-//   ContentKeys({.tokens = prompt, .block_size = 16}, chain);           // the same keys on the request's
-//   side reader.Match(RequestNamespace("Qwen/Qwen3-8B", "", 16), chain, result);
+//   ingestor.Apply(pod, batch);                                // one decoded batch
+//   ContentKeys({.tokens = prompt, .block_size = 16}, chain);  // the same keys on the request's side
+//   reader.Match(RequestNamespace("Qwen/Qwen3-8B", "", 16), chain, result);
 //
 // Meaning (spec: kv-events.md 8). A publisher is one endpoint; its data-parallel ranks and tiers become
 // holders of the index when first heard of; those that the index already has for the endpoint (from a

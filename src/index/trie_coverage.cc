@@ -42,6 +42,7 @@ void Trie::AddWord(std::uint16_t slot, RunId run, std::uint32_t lead) {
   Body* body = this->body(run);
   RunMeta& meta = metas_[run];
   const std::uint32_t holders = body->holders.load(std::memory_order_relaxed);
+  body->moves.store(body->moves.load(std::memory_order_relaxed) + 1, std::memory_order_release);
   if (meta.live_holders < holders) {
     const std::size_t unused = FindWord(*body, 0);
     body->coverage()[unused].store(MakeCoverage(slot, lead), std::memory_order_release);
@@ -97,6 +98,7 @@ void Trie::EraseDetail(std::uint16_t slot, RunId run) {
   if (it == details_.end()) return;
   detail_bytes_ -= it->second->bytes();
   details_.erase(it);
+  if (details_.empty()) details_ = {};  // an emptied table keeps its memory
 }
 
 void Trie::DropTrivialDetail(std::uint16_t slot, RunId run) {
@@ -263,7 +265,6 @@ void Trie::DropHolder(std::uint16_t slot) {
   foreign_bytes_ -= BytesOf(holder.foreign);
   holder.foreign = {};
   holder.last_node = {};
-  retired_.Reclaim();
 }
 
 std::optional<EngineKey> Trie::ForeignKey(std::uint16_t slot, NodeRef node) const {
@@ -298,6 +299,10 @@ void Trie::ClearForeignKey(std::uint16_t slot, NodeRef node) {
 void Trie::ForgetForeignKey(HolderState& holder, EngineKey key) {
   holder.foreign.erase(key);
   --stats_.foreign_keys;
+  if (holder.foreign.empty()) {
+    foreign_bytes_ -= BytesOf(holder.foreign);
+    holder.foreign = {};
+  }
 }
 
 void Trie::RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail) {

@@ -50,10 +50,12 @@ class Writer {
     static_assert(std::is_integral_v<T>);
     Bytes(&value, sizeof(value));
   }
+  // At most `limit` of the items.
   template <typename T>
-  void Array(const std::vector<T>& items) {
-    Number(static_cast<std::uint32_t>(items.size()));
-    Bytes(items.data(), items.size() * sizeof(T));
+  void Array(const std::vector<T>& items, std::size_t limit) {
+    const std::size_t size = std::min(items.size(), limit);
+    Number(static_cast<std::uint32_t>(size));
+    Bytes(items.data(), size * sizeof(T));
   }
   void Text(const std::string& text) {
     Number(static_cast<std::uint32_t>(text.size()));
@@ -148,11 +150,13 @@ void WriteWord(Writer& out, const Trie& trie, RunId run, Coverage word) {
     if (!detail->foreign_keys.empty()) flags |= kHasForeign;
   }
   out.Number(flags);
-  if ((flags & kHasHeld) != 0) out.Array(detail->held);
-  if ((flags & kHasCounts) != 0) out.Array(detail->counts);
+  // What is kept for a run that has become shorter may be longer than the run.
+  const std::uint32_t length = trie.length(run);
+  if ((flags & kHasHeld) != 0) out.Array(detail->held, (length + 63) / 64);
+  if ((flags & kHasCounts) != 0) out.Array(detail->counts, length);
   if ((flags & kHasForeign) != 0) {
-    out.Array(detail->is_foreign);
-    out.Array(detail->foreign_keys);
+    out.Array(detail->is_foreign, (length + 63) / 64);
+    out.Array(detail->foreign_keys, length);
   }
 }
 

@@ -108,7 +108,7 @@ bool Trie::EvictRun() {
     Queue& queue = probation_.size > 0 ? probation_ : protected_;
     const RunId run = queue.head;
     RunMeta& meta = metas_[run];
-    if (meta.touched && !meta.is_protected) {
+    if (meta.touched || meta.first_child != 0) {
       meta.touched = false;
       Dequeue(run);
       Enqueue(protected_, run);
@@ -117,12 +117,6 @@ bool Trie::EvictRun() {
         Dequeue(oldest);
         Enqueue(probation_, oldest);
       }
-      continue;
-    }
-    if (meta.first_child != 0 || meta.touched) {
-      meta.touched = false;
-      Dequeue(run);
-      Enqueue(queue, run);
       continue;
     }
     const Body* body = this->body(run);
@@ -176,6 +170,8 @@ void Trie::Compact() {
   for (RunId run = 1; run < next_run_; ++run) {
     if (body(run) != nullptr) TrimSlack(run);
   }
+  edges_.Compact();
+  identity_.Compact();
   FlushRetired();
 }
 

@@ -23,7 +23,8 @@ void InfiniteCache::Add(const WorkloadRequest& request, const PreparedRequest& p
   for (std::size_t i = known; i < request.prompt.size(); ++i) trace_ids_.insert(request.prompt[i].stream);
   trace_blocks_.hit_blocks += known;
   trace_blocks_.blocks += request.prompt.size();
-  trace_blocks_.hit_tokens += std::min<std::uint64_t>(known * std::uint64_t{512}, prepared.prompt_tokens);
+  trace_blocks_.hit_tokens +=
+      std::min<std::uint64_t>(known * std::uint64_t{kTraceBlockTokens}, prepared.prompt_tokens);
   trace_blocks_.tokens += prepared.prompt_tokens;
 }
 

@@ -15,16 +15,21 @@ constexpr std::size_t kSlices = 40;
 // Colours differ in lightness as well as in hue, and lines in their dashes, so that they can be told apart
 // without colour.
 constexpr char kStyle[] = R"css(
-:root{color-scheme:light dark;--page:#f9f9f7;--card:#fff;--ink:#16161a;--soft:#5a5a60;--grid:#e4e4df;--edge:#d6d6d0;
+:root{color-scheme:light dark;--page:#f9f9f7;--card:#fff;--ink:#16161a;--soft:#5a5a60;--grid:#e4e4df;
+--edge:#d6d6d0;
 --s0:#8a8a86;--s1:#b87400;--s2:#6b4fc4;--s3:#d1447f;--s4:#1769c9;--s5:#0b8a5f;--s6:#c4452c;--s7:#3d4a5c}
-@media(prefers-color-scheme:dark){:root{--page:#131316;--card:#1c1c20;--ink:#f1f1ee;--soft:#a9a9ae;--grid:#2e2e34;
---edge:#3a3a41;--s0:#9b9b98;--s1:#e2a13a;--s2:#a48df2;--s3:#f07bab;--s4:#5aa2f5;--s5:#3cc492;--s6:#f0795f;--s7:#b9c4d6}}
+@media(prefers-color-scheme:dark){:root{--page:#131316;--card:#1c1c20;--ink:#f1f1ee;--soft:#a9a9ae;
+--grid:#2e2e34;
+--edge:#3a3a41;--s0:#9b9b98;--s1:#e2a13a;--s2:#a48df2;--s3:#f07bab;--s4:#5aa2f5;--s5:#3cc492;--s6:#f0795f;
+--s7:#b9c4d6}}
 *{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--page);color:var(--ink);
+font:15px/1.5 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:1060px;margin:0 auto;padding:32px 20px 56px}
 h1{font-size:26px;margin:0 0 4px}h2{font-size:18px;margin:0 0 2px}
 p{margin:0 0 12px;color:var(--soft)}p.lead{font-size:16px;color:var(--ink);margin:10px 0 22px;max-width:80ch}
-section{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:20px 22px;margin:0 0 20px}
+section{background:var(--card);border:1px solid var(--edge);border-radius:10px;padding:20px 22px;
+margin:0 0 20px}
 .scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
 th,td{padding:7px 8px;text-align:right;border-bottom:1px solid var(--grid);white-space:nowrap}
@@ -33,7 +38,8 @@ tbody th,td.text,th.text{text-align:left;color:var(--ink)}tbody th{font-size:15p
 td.text{white-space:normal;color:var(--soft)}
 tr.bound td,tr.bound th{color:var(--soft);font-weight:400;font-style:italic}
 table.settings th,table.settings td{text-align:left;white-space:normal;vertical-align:top}
-pre{background:var(--page);border:1px solid var(--edge);border-radius:6px;padding:10px 12px;overflow-x:auto;margin:0 0 14px;
+pre{background:var(--page);border:1px solid var(--edge);border-radius:6px;padding:10px 12px;overflow-x:auto;
+margin:0 0 14px;
 font:13px/1.5 ui-monospace,Menlo,Consolas,monospace}
 ul.legend{list-style:none;display:flex;flex-wrap:wrap;gap:4px 20px;margin:6px 0 10px;padding:0;font-size:14px}
 ul.legend svg{width:34px;height:10px;display:inline-block;vertical-align:middle;margin-right:7px}
@@ -93,7 +99,8 @@ std::string ResultsTable(const Report& report) {
   const HitCount& bound = report.bound->engine_blocks();
   std::string out =
       "<div class=\"scroll\"><table><thead><tr><th class=\"text\" scope=\"col\">policy</th>"
-      "<th scope=\"col\">block hits</th><th scope=\"col\">token hits</th><th scope=\"col\">of bound</th>"
+      "<th scope=\"col\">block hits</th><th scope=\"col\">token hits</th><th scope=\"col\">of bound</th><th "
+      "scope=\"col\">promised</th>"
       "<th scope=\"col\">TTFT mean</th><th scope=\"col\">p50</th><th scope=\"col\">p90</th><th "
       "scope=\"col\">p99</th>"
       "<th scope=\"col\">busy</th><th scope=\"col\">tokens</th><th scope=\"col\">preempted</th>";
@@ -106,7 +113,8 @@ std::string ResultsTable(const Report& report) {
     absl::StrAppend(&out, "<tr><th scope=\"row\">", EscapeHtml(report.results[i]->policy), "</th>");
     for (const std::string& cell :
          {Percent(s.hits.block_rate()), Percent(s.hits.token_rate()),
-          bound.hit_tokens > 0 ? Percent(s.hits.token_rate() / bound.token_rate()) : "-", Time(s.ttft_s.mean),
+          bound.hit_tokens > 0 ? Percent(s.hits.token_rate() / bound.token_rate()) : "-",
+          report.results[i]->has_expectation ? Percent(s.expected_token_rate) : "-", Time(s.ttft_s.mean),
           Time(s.ttft_s.p50), Time(s.ttft_s.p90), Time(s.ttft_s.p99),
           absl::StrFormat("%.2f", s.busy_imbalance), absl::StrFormat("%.2f", s.token_imbalance),
           WithCommas(s.preemptions)}) {
@@ -121,7 +129,7 @@ std::string ResultsTable(const Report& report) {
   }
   absl::StrAppend(&out, "<tr class=\"bound\"><th scope=\"row\">infinite cache</th><td>",
                   Percent(bound.block_rate()), "</td><td>", Percent(bound.token_rate()),
-                  "</td><td>100.0 %</td><td colspan=\"", report.settings.timing ? 10 : 7,
+                  "</td><td>100.0 %</td><td colspan=\"", report.settings.timing ? 11 : 8,
                   "\"></td></tr>\n</tbody></table></div>\n");
   return out;
 }
@@ -220,7 +228,8 @@ std::string HtmlReport(const Report& report) {
   absl::StrAppend(
       &out,
       "<section aria-labelledby=\"h-results\"><h2 id=\"h-results\">Results</h2>\n"
-      "<p>Hit rates are what the simulated block pools reused, in 16-token blocks. TTFT is the time to "
+      "<p>Hit rates are what the simulated block pools reused, in 16-token blocks. Promised is what the "
+      "index expected of the chosen endpoints. TTFT is the time to "
       "first token. Busy and tokens tell the imbalance: the busiest endpoint over the mean, by time in steps "
       "and by "
       "tokens routed there.</p>\n",

@@ -184,7 +184,7 @@ std::string LineChart::ToSvg() const {
 }
 
 std::string BarRows::ToSvg() const {
-  constexpr double kLeft = 118, kNote = 190, kRow = 66, kBarHeight = 48, kMaxBar = 40, kBottom = 26;
+  constexpr double kLeft = 118, kNote = 206, kRow = 66, kBarHeight = 48, kMaxBar = 40, kBottom = 26;
   const double height = kRow * static_cast<double>(rows.size()) + kBottom;
   double max = 0;
   std::size_t bars = 1;

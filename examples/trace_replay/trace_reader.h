@@ -19,8 +19,6 @@
 
 namespace llmd::replay {
 
-inline constexpr std::uint32_t kTraceBlockTokens = 512;
-
 struct TraceLimits {
   std::uint64_t max_input_tokens = 4u << 20;
   std::uint64_t max_output_tokens = 1u << 20;

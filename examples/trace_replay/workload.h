@@ -19,11 +19,14 @@
 
 namespace llmd::replay {
 
-// Virtual time, in nanoseconds since the first arrival's clock started.
+// Virtual time, in nanoseconds since the workload's clock started.
 using Nanos = std::int64_t;
 inline constexpr Nanos kSecond = 1'000'000'000;
 inline constexpr Nanos kForever = std::numeric_limits<Nanos>::max();
 inline double Seconds(Nanos t) { return static_cast<double>(t) * 1e-9; }
+
+// Prompt tokens that one hash id of a recorded trace stands for.
+inline constexpr std::uint32_t kTraceBlockTokens = 512;
 
 using StreamId = std::uint64_t;
 // Streams of recorded hash ids begin at 0, the others here.

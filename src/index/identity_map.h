@@ -97,6 +97,8 @@ class IdentityMap {
   }
   // Removes the entry of this hash for exactly this block; false when there is none.
   bool Erase(std::uint64_t hash, NodeRef node);
+  // Gives the pages of empty shards back.
+  void Compact();
 
   std::size_t size() const { return size_; }
   std::size_t bytes() const { return bytes_; }  // reserved, empty slots included

@@ -64,7 +64,7 @@ def as_translation_unit(text):
     lines = text.splitlines()
     includes = [line for line in lines if line.startswith("#include")]
     body = [line for line in lines if not line.startswith("#include")]
-    return "\n".join([*includes, "[[maybe_unused]] static void Snippet() {", *body, "}", ""])
+    return "\n".join([*includes, "[[maybe_unused]] static auto Snippet() {", *body, "}", ""])
 
 
 def run(command, cwd, text):

@@ -32,10 +32,23 @@ def publisher_stream(folder):
             write(folder, f"{name}_{mode}", data)
 
 
+def ingest(vectors, folder):
+    # Steps: operation, 16-bit length, payload. Each vector alone, then twice around a clear, then all in one.
+    def apply(case, publisher):
+        payload = bytes.fromhex(case["payload_hex"])
+        return bytes([publisher]) + len(payload).to_bytes(2, "little") + payload
+
+    cases = [case for case in vectors["cases"] if len(case["payload_hex"]) < 2 * 65536]
+    for case in cases:
+        write(folder, case["id"], apply(case, 0) + apply(case, 1) + bytes([8]) + apply(case, 0))
+    write(folder, "all", b"".join(apply(case, i % 4) for i, case in enumerate(cases)))
+
+
 def main():
     golden, corpus = map(pathlib.Path, sys.argv[1:3])
     vectors = json.loads((golden / "kv_events.json").read_text())
     event_decoder(vectors, corpus / "fuzz_event_decoder")
+    ingest(vectors, corpus / "fuzz_ingest")
     publisher_stream(corpus / "fuzz_publisher_stream")
 
 

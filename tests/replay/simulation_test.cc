@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 
 #include "examples/trace_replay/bound.h"
@@ -31,7 +32,11 @@ Workload Apart(Workload workload) {
 TEST(SimulationTest, UnloadedExactPromiseIsWhatThePoolReuses) {
   for (const WorkloadKind kind : {WorkloadKind::kChat, WorkloadKind::kAgent, WorkloadKind::kRetrieval}) {
     const Workload workload = Apart(Generate({.kind = kind, .requests = 150, .seed = 3}));
-    for (const std::uint32_t capacity : {8'000u, 50'000u}) {
+    std::uint32_t smallest = 0;  // holds the largest request and little else
+    for (const WorkloadRequest& request : workload) {
+      smallest = std::max(smallest, (request.prompt_tokens() + request.output.tokens) / kBlockTokens + 1);
+    }
+    for (const std::uint32_t capacity : {smallest, 50'000u}) {
       // No load scorers: an idle fleet is full of ties for them, and prefixes are to decide.
       const auto simulation = RunSimulation(workload, *MakeMix("exact-prefix=1"), Options(3, capacity));
       std::uint64_t hits = 0;
@@ -43,7 +48,7 @@ TEST(SimulationTest, UnloadedExactPromiseIsWhatThePoolReuses) {
       EXPECT_GT(hits, 0u);
       const EventFigures& events = simulation->result().events;
       EXPECT_GT(events.ingest.stored_blocks, 0u);
-      if (capacity == 8'000u) {
+      if (capacity == smallest) {
         EXPECT_GT(events.ingest.removed_blocks, 0u);
       }
       EXPECT_EQ(events.ingest.orphans_parked + events.ingest.orphans_dropped, 0u);

@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <optional>
 #include <string_view>
+#include <vector>
 
 #include "llmd/base/strings.h"
 #include "llmd/events/decoder.h"
@@ -33,6 +34,11 @@ int main() {
   llmd::events::EventBatch batch;
   const absl::Status decoded = llmd::events::EventDecoder().Decode(llmd::AsBytes(payload), batch);
   Check(decoded.ok() && batch.events().size() == 1, "events");
+
+  const llmd::TokenId tokens[] = {1, 2, 3, 4, 5};
+  std::vector<llmd::BlockKey> keys;
+  llmd::ingest::ContentKeys({.tokens = tokens, .block_size = 2}, keys);
+  Check(keys.size() == 2 && keys[0] != keys[1], "ingest");
 
   auto index = *llmd::index::PrefixIndex::Create({});
   const llmd::index::NamespaceId model = llmd::index::MakeNamespace({.model = "m"});

@@ -34,9 +34,11 @@ std::size_t OrphanTable::Remove(index::HolderId holder, std::span<const index::E
   for (const index::EngineKey key : keys) {
     while (true) {
       const auto place = places_.lower_bound({holder.slot, key, 0});
-      if (place == places_.end() || place->first.slot != holder.slot || place->first.key != key) break;
+      if (place == places_.end()) break;
+      const auto [slot, engine, ticket] = place->first;
+      if (slot != holder.slot || engine != key) break;
       const std::size_t keep = place->second;
-      const auto it = orphans_.find(place->first.ticket);
+      const auto it = orphans_.find(ticket);
       if (keep == 0) {
         Drop(it);
         ++dropped;

@@ -2,12 +2,12 @@
 #ifndef SRC_INGEST_ORPHAN_TABLE_H_
 #define SRC_INGEST_ORPHAN_TABLE_H_
 
-#include <compare>
 #include <cstddef>
 #include <cstdint>
 #include <map>
 #include <optional>
 #include <span>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -50,12 +50,7 @@ class OrphanTable {
   static WaitKey WaitKeyOf(std::optional<std::uint32_t> rank, index::EngineKey parent) {
     return {rank ? std::int64_t{*rank} : -1, parent};
   }
-  struct Place {
-    std::uint16_t slot = 0;  // of the holder
-    index::EngineKey key = 0;
-    Ticket ticket = 0;
-    friend auto operator<=>(const Place&, const Place&) = default;
-  };
+  using Place = std::tuple<std::uint16_t, index::EngineKey, Ticket>;  // slot of the holder, key, orphan
 
   // Cuts the orphan's blocks from `first` on out of the books, not out of the orphan.
   void Forget(Ticket ticket, const Orphan& orphan, std::size_t first);

@@ -93,7 +93,9 @@ TEST_F(OrphanTest, RanksDoNotAdoptEachOthersOrphans) {
   EXPECT_TRUE(StorePart(1, 1, 0));
   EXPECT_FALSE(StorePart(0, 1, 1));
   EXPECT_THAT(MatchPrompt(), ElementsAre(Pair("a:1/1/gpu", 1)));
+  EXPECT_EQ(counters().orphans_attached, 0);
   StorePart(0, 1, 0);
+  EXPECT_EQ(counters().orphans_attached, 1);
   EXPECT_THAT(MatchPrompt(), ElementsAre(Pair("a:1/0/gpu", 2), Pair("a:1/1/gpu", 1)));
 }
 

@@ -53,8 +53,8 @@ std::uint64_t HashStripes(const char* block, std::size_t block_bytes, std::uint6
 #define LLMD_WIDE __attribute__((target("avx512f,avx512dq"))) inline
 
 // Vector types of GCC and Clang rather than intrinsics: GCC 12 warns inside its own AVX-512 header.
-typedef std::uint64_t Words4 __attribute__((vector_size(32)));
-typedef std::uint64_t Words8 __attribute__((vector_size(64)));
+using Words4 __attribute__((vector_size(32))) = std::uint64_t;
+using Words8 __attribute__((vector_size(64))) = std::uint64_t;
 
 template <int bits>
 LLMD_WIDE Words8 WideRotate(Words8 x) {

@@ -1,7 +1,7 @@
 # Two entry points: `make demo` and `make test`. Each installs what is missing, builds and runs.
-# TRACE=FILE      a trace of requests in the Mooncake schema for the demo to replay as well
+# TRACE=FILE      the trace of requests, in the Mooncake schema, that the demo replays
 # FUZZ_SECONDS=N  time for each fuzz target
-TRACE ?= $(firstword $(wildcard tests/data/*trace*.jsonl))
+TRACE ?= examples/trace_replay/traces/mooncake_conversation_trace.jsonl
 FUZZ_SECONDS ?= 60
 REPLAY = build/release/examples/trace_replay/trace_replay
 
@@ -9,7 +9,7 @@ REPLAY = build/release/examples/trace_replay/trace_replay
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    routing decisions on a generated workload (and on TRACE=FILE), as a table"
+	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), as a table"
 	@echo "make test    build and run the tests"
 	@echo "make bench   run the benchmarks into bench/results/"
 	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
@@ -18,8 +18,7 @@ help:
 demo: packages
 	cmake --preset release
 	cmake --build --preset release --target trace_replay
-	$(REPLAY) --generate chat --endpoints 8 --limit 2000
-	$(if $(TRACE),$(REPLAY) --trace $(TRACE) --endpoints 8)
+	$(REPLAY) --trace $(TRACE) --endpoints 8
 
 test: packages
 	cmake --preset dev

@@ -15,5 +15,7 @@ cat bench/results/machine.txt
 find build/release/bench -type f -name 'bench_*' -perm -u+x | sort | while read -r bench; do
   name=$(basename "$bench")
   echo "== $name"
-  "$bench" --json | tee "bench/results/$name.jsonl"
+  arguments=(--json)
+  [ "$name" = bench_index ] && arguments+=(--profile all)
+  "$bench" "${arguments[@]}" | tee "bench/results/$name.jsonl"
 done

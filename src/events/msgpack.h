@@ -168,7 +168,7 @@ class Reader {
   template <typename Signed>
   bool WideSigned(Head& head) {
     if (!Wide<std::make_unsigned_t<Signed>>(head, Type::kUint)) return false;
-    const std::int64_t value = static_cast<Signed>(head.bits);
+    const std::int64_t value{static_cast<Signed>(head.bits)};
     head = {value < 0 ? Type::kNegative : Type::kUint, static_cast<std::uint64_t>(value)};
     return true;
   }

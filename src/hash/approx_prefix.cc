@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "src/hash/xxh.h"
+#include "src/hash/xxh64_blocks.h"
 
 namespace llmd::hash {
 namespace {
@@ -22,12 +23,12 @@ void ApproxPrefixKeys(TokenSpan tokens, std::string_view model, std::string_view
   std::uint64_t blocks = (tokens.size() + size - 1) / size;
   if (options.limited()) blocks = std::min(blocks, options.max_blocks());
   out.reserve(out.size() + blocks);
-  BlockKey link[2] = {0, ModelHash(model, cache_salt)};  // this block, the chain before it
-  for (std::uint64_t i = 0; i < blocks; ++i) {
-    link[0] = Xxh64(tokens.subspan(i * size, std::min(size, tokens.size() - i * size)));
-    link[1] = XXH64(link, sizeof(link), 0);
-    out.push_back(link[1]);
-  }
+  const std::string_view bytes(reinterpret_cast<const char*>(tokens.data()),
+                               std::min<std::size_t>(tokens.size(), blocks * size) * sizeof(TokenId));
+  const std::size_t block_bytes = size * sizeof(TokenId);
+  const BlockKey link = ChainBlockDigests(bytes, block_bytes, ModelHash(model, cache_salt), out);
+  const std::size_t tail_bytes = bytes.size() % block_bytes;
+  if (tail_bytes > 0) ChainBlockDigests(bytes.substr(bytes.size() - tail_bytes), tail_bytes, link, out);
 }
 
 void GaiePrefixKeys(std::string_view prompt, std::string_view model, std::string_view cache_salt,
@@ -35,14 +36,7 @@ void GaiePrefixKeys(std::string_view prompt, std::string_view model, std::string
   if (block_bytes == 0) return;
   const std::uint64_t blocks = std::min<std::uint64_t>(prompt.size() / block_bytes, max_blocks);
   out.reserve(out.size() + blocks);
-  BlockKey chain = ModelHash(model, cache_salt);
-  std::string buffer(block_bytes + sizeof(chain), '\0');
-  for (std::uint64_t i = 0; i < blocks; ++i) {
-    std::memcpy(buffer.data(), prompt.data() + i * block_bytes, block_bytes);
-    std::memcpy(buffer.data() + block_bytes, &chain, sizeof(chain));
-    chain = Xxh64(buffer);
-    out.push_back(chain);
-  }
+  ChainBlocks(prompt.substr(0, blocks * block_bytes), block_bytes, ModelHash(model, cache_salt), out);
 }
 
 void EstimatePacker::AddAsset(std::string_view url_or_data, std::uint32_t count) {

@@ -212,6 +212,7 @@ class Prober {
       std::vector<ExtraKeys> plain = input_.event_extra_keys;
       plain.resize(count_);
       std::vector<ExtraKeys> tagged;
+      tagged.reserve(plain.size());
       for (const ExtraKeys& keys : plain) tagged.push_back(AddTags(keys, input_.extras));
       add("event, as published", std::move(plain));
       add("event, tagged style", std::move(tagged));
@@ -396,6 +397,7 @@ class Prober {
       std::vector<BlockKey> keys;
       compute(n, keys);
       std::vector<Digest> digests;
+      digests.reserve(keys.size());
       for (const BlockKey key : keys) digests.push_back(KeyDigest(key));
       return digests;
     });

@@ -196,7 +196,7 @@ absl::StatusOr<std::unique_ptr<ApproxIndex>> ApproxIndex::Create(const ApproxInd
 }
 
 absl::StatusOr<HolderId> ApproxIndex::AddHolder(std::string_view endpoint, std::size_t capacity_blocks) {
-  const auto holder = impl_->registry.Add({.endpoint = std::string(endpoint)});
+  auto holder = impl_->registry.Add({.endpoint = std::string(endpoint)});
   if (holder.ok()) {
     impl_->recency[holder->slot].capacity =
         capacity_blocks != 0 ? capacity_blocks : impl_->options.capacity_blocks;

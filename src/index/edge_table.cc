@@ -63,4 +63,19 @@ void EdgeTable::Erase(std::uint64_t hash, const Body* body) {
   --shards_[ShardOf(hash)].live;
 }
 
+void EdgeTable::Compact() {
+  for (Shard& shard : shards_) {
+    const Table table(shard.table.load(std::memory_order_relaxed));
+    if (table.slots == nullptr || std::uint64_t{shard.live} * 4 > table.mask) continue;
+    if (shard.live > 0) {
+      Rebuild(shard);
+      continue;
+    }
+    shard.table.store(0, std::memory_order_release);
+    shard.used = 0;
+    bytes_ -= (table.mask + 1) * sizeof(Slot);
+    retired_.Retire(table.slots);
+  }
+}
+
 }  // namespace llmd::index

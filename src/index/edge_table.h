@@ -61,6 +61,8 @@ class EdgeTable {
   // `fresh` takes the place of `old`.
   void Replace(std::uint64_t hash, const Body* old, const Body* fresh);
   void Erase(std::uint64_t hash, const Body* body);
+  // Gives back what the live edges do not need.
+  void Compact();
 
   std::size_t bytes() const { return bytes_; }
 

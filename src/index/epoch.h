@@ -12,7 +12,8 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
-#include <deque>
+#include <thread>
+#include <vector>
 
 #include "src/index/arena.h"
 
@@ -56,8 +57,14 @@ class EpochManager {
   }
   static void Leave(Line* line) { line->epoch.store(0, std::memory_order_release); }
 
-  // The stamp of something that was just unlinked; it may be reused once Oldest() is greater.
+  // The stamp of what was unlinked up to now.
   std::uint64_t Advance() { return epoch_.fetch_add(1); }
+  // Returns when no reader can see what was unlinked before the stamp was taken: readers stay for one match.
+  void WaitUntilLeft(std::uint64_t stamp) const {
+    while (Oldest() <= stamp) std::this_thread::yield();
+  }
+
+ private:
   std::uint64_t Oldest() const {
     std::uint64_t oldest = epoch_.load();
     const std::size_t used = used_lines_.load();
@@ -68,76 +75,80 @@ class EpochManager {
     return oldest;
   }
 
- private:
   alignas(64) std::atomic<std::uint64_t> epoch_{1};
   std::atomic<std::size_t> used_lines_{0};
   std::array<Line, kMaxReaders> lines_;
 };
 
 // Things that wait for readers to leave before they are reused. Writer only.
+//
+// What happens when depends on what was retired and never on where readers are, so that equal writes leave
+// equal structures: items are released in groups, each when the group behind it is full, and a reader that is
+// still inside then (it has been there since some hundred writes) is waited for.
 template <typename T>
 class RetireQueue {
  public:
-  explicit RetireQueue(EpochManager& epochs) : epochs_(epochs) {}
+  RetireQueue(EpochManager& epochs, std::size_t max_group_weight)
+      : epochs_(epochs), max_group_weight_(max_group_weight) {}
 
-  void Push(T item) {
-    entries_.push_back({0, item});
-    ++unstamped_;
-  }
-
-  // True when a Reclaim() is worth its look at the readers: one epoch for a group keeps the shared counter
-  // quiet.
-  bool due() const { return unstamped_ >= 64; }
-
-  // Calls release(item) for what no reader can see any more.
+  // `release` is called for each item that no reader can see any more.
   template <typename Release>
-  void Reclaim(Release release) {
-    if (entries_.empty()) return;
-    if (unstamped_ > 0) {
-      const std::uint64_t stamp = epochs_.Advance();
-      for (std::size_t i = entries_.size() - unstamped_; i < entries_.size(); ++i) entries_[i].epoch = stamp;
-      unstamped_ = 0;
-    }
-    const std::uint64_t oldest = epochs_.Oldest();
-    while (!entries_.empty() && entries_.front().epoch < oldest) {
-      const T item = entries_.front().item;
-      entries_.pop_front();
-      release(item);
-    }
+  void Push(T item, std::size_t weight, Release release) {
+    items_.push_back(item);
+    weight_ += weight;
+    if (items_.size() - closed_ >= kMaxGroup || weight_ >= max_group_weight_) CloseGroup(release);
   }
 
-  std::size_t size() const { return entries_.size(); }
+  // Releases everything.
+  template <typename Release>
+  void Flush(Release release) {
+    CloseGroup(release);
+    CloseGroup(release);
+  }
 
  private:
-  struct Entry {
-    std::uint64_t epoch;
-    T item;
-  };
+  static constexpr std::size_t kMaxGroup = 64;
+
+  template <typename Release>
+  void CloseGroup(Release release) {
+    epochs_.WaitUntilLeft(closed_stamp_);
+    for (std::size_t i = 0; i < closed_; ++i) release(items_[i]);
+    items_.erase(items_.begin(), items_.begin() + static_cast<std::ptrdiff_t>(closed_));
+    closed_ = items_.size();
+    closed_stamp_ = epochs_.Advance();
+    weight_ = 0;
+  }
 
   EpochManager& epochs_;
-  std::deque<Entry> entries_;
-  std::size_t unstamped_ = 0;
+  std::size_t max_group_weight_;
+  std::vector<T> items_;  // the closed group, then the open one
+  std::size_t closed_ = 0;
+  std::uint64_t closed_stamp_ = 0;
+  std::size_t weight_ = 0;  // of the open group
 };
 
 // Blocks of an arena that readers may still look at.
 class RetiredBlocks {
  public:
-  RetiredBlocks(Arena& arena, EpochManager& epochs) : arena_(arena), queue_(epochs) {}
+  RetiredBlocks(Arena& arena, EpochManager& epochs, std::size_t max_group_bytes)
+      : arena_(arena), queue_(epochs, max_group_bytes) {}
 
   void Retire(void* memory) {
-    bytes_ += Arena::UsableBytes(memory);
-    queue_.Push(memory);
-    if (queue_.due()) Reclaim();
+    const std::size_t bytes = Arena::UsableBytes(memory);
+    bytes_ += bytes;
+    queue_.Push(memory, bytes, [this](void* old) { Free(old); });
   }
-  void Reclaim() {
-    queue_.Reclaim([this](void* memory) {
-      bytes_ -= Arena::UsableBytes(memory);
-      arena_.Free(memory);
-    });
+  void Flush() {
+    queue_.Flush([this](void* old) { Free(old); });
   }
   std::size_t bytes() const { return bytes_; }
 
  private:
+  void Free(void* memory) {
+    bytes_ -= Arena::UsableBytes(memory);
+    arena_.Free(memory);
+  }
+
   Arena& arena_;
   RetireQueue<void*> queue_;
   std::size_t bytes_ = 0;

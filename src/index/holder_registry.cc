@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -38,11 +39,12 @@ absl::StatusOr<HolderId> HolderRegistry::Add(const HolderOptions& options) {
     return absl::AlreadyExistsError(absl::StrCat("holder ", options.endpoint, " tier ", options.tier,
                                                  " exists already; retire it first"));
   }
-  retired_slots_.Reclaim([this](std::uint16_t slot) { free_slots_.push_back(slot); });
   std::uint16_t slot;
   if (!free_slots_.empty()) {
-    slot = free_slots_.back();
-    free_slots_.pop_back();
+    // A reader that still has the former holder's rows in hand is waited for: one match.
+    trie_.epochs().WaitUntilLeft(free_slots_.front().stamp);
+    slot = free_slots_.front().slot;
+    free_slots_.pop_front();
   } else if (next_slot_ < trie_.holders().size()) {
     slot = static_cast<std::uint16_t>(next_slot_++);
   } else {
@@ -56,21 +58,34 @@ absl::StatusOr<HolderId> HolderRegistry::Add(const HolderOptions& options) {
 
 absl::Status HolderRegistry::AddAt(std::uint16_t slot, std::uint32_t generation,
                                    const HolderOptions& options) {
-  if (slot == 0 || generation == 0) return absl::DataLossError("holder slot or generation is 0");
+  if (by_name_.contains(NameOf(options.endpoint, options.dp_rank, options.tier))) {
+    return absl::DataLossError(absl::StrCat("snapshot is damaged: holder ", options.endpoint, " twice"));
+  }
+  if (absl::Status status = AddFree(slot, generation); !status.ok()) return status;
+  free_slots_.pop_back();
+  Occupy(slot, generation, options);
+  return absl::OkStatus();
+}
+
+absl::Status HolderRegistry::AddFree(std::uint16_t slot, std::uint32_t generation) {
   if (slot >= trie_.holders().size()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("holder slot ", slot, " is above max_holders = ", trie_.holders().size() - 1));
   }
-  if (trie_.holders()[slot].live ||
-      by_name_.contains(NameOf(options.endpoint, options.dp_rank, options.tier))) {
-    return absl::DataLossError(absl::StrCat("holder slot ", slot, " appears twice"));
+  if (slot == 0 || generation == 0 || trie_.holders()[slot].generation != 0) {
+    return absl::DataLossError(absl::StrCat("snapshot is damaged: holder slot ", slot));
   }
-  Occupy(slot, generation, options);
-  for (; next_slot_ <= slot; ++next_slot_) {
-    if (next_slot_ < slot) free_slots_.push_back(static_cast<std::uint16_t>(next_slot_));
-  }
-  std::erase(free_slots_, slot);
+  trie_.holders()[slot].generation = generation;
+  next_slot_ = std::max<std::uint32_t>(next_slot_, slot + 1u);
+  free_slots_.push_back({slot, 0});
   return absl::OkStatus();
+}
+
+std::vector<HolderId> HolderRegistry::FreeSlots() const {
+  std::vector<HolderId> slots;
+  for (const FreeSlot& free : free_slots_)
+    slots.push_back({free.slot, trie_.holders()[free.slot].generation});
+  return slots;
 }
 
 std::optional<HolderId> HolderRegistry::Find(std::string_view endpoint, std::optional<std::uint32_t> dp_rank,
@@ -95,7 +110,7 @@ void HolderRegistry::Retire(HolderId holder) {
   const HolderOptions& options = options_[holder.slot];
   by_name_.erase(NameOf(options.endpoint, options.dp_rank, options.tier));
   trie_.holders()[holder.slot].live = false;
-  retired_slots_.Push(holder.slot);
+  free_slots_.push_back({holder.slot, trie_.epochs().Advance()});
 }
 
 }  // namespace llmd::index

@@ -78,4 +78,13 @@ bool IdentityMap::Erase(std::uint64_t hash, NodeRef node) {
   }
 }
 
+void IdentityMap::Compact() {
+  for (Shard& shard : shards_) {
+    if (shard.used != shard.gone || shard.lines == 0) continue;
+    for (std::uint64_t* page : shard.pages) arena_.Free(page);
+    bytes_ -= shard.lines * kLineSlots * sizeof(std::uint64_t);
+    shard = Shard();
+  }
+}
+
 }  // namespace llmd::index

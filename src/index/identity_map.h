@@ -97,6 +97,8 @@ class IdentityMap {
   }
   // Removes the entry of this hash for exactly this block; false when there is none.
   bool Erase(std::uint64_t hash, NodeRef node);
+  // Gives the pages of empty shards back.
+  void Compact();
 
   std::size_t size() const { return size_; }
   std::size_t bytes() const { return bytes_; }  // reserved, empty slots included
@@ -104,8 +106,8 @@ class IdentityMap {
  private:
   static constexpr int kTagBits = 20;
   static constexpr std::size_t kLineSlots = 8;
-  static constexpr std::uint64_t kMaxFill = 85;    // percent of a shard's slots
-  static constexpr std::uint64_t kGrownFill = 71;  // what a rebuild aims at
+  static constexpr std::uint64_t kMaxFill = 86;    // percent of a shard's slots
+  static constexpr std::uint64_t kGrownFill = 68;  // what a rebuild aims at
   static constexpr std::uint64_t kEmpty = 0;
   static constexpr std::uint64_t kGone = ~std::uint64_t{0};
 

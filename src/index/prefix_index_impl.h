@@ -3,6 +3,7 @@
 #define SRC_INDEX_PREFIX_INDEX_IMPL_H_
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <span>
 #include <string>
@@ -21,12 +22,14 @@ namespace llmd::index {
 // holder.
 class HolderRegistry {
  public:
-  explicit HolderRegistry(Trie& trie)
-      : trie_(trie), options_(trie.holders().size()), retired_slots_(trie.epochs()) {}
+  explicit HolderRegistry(Trie& trie) : trie_(trie), options_(trie.holders().size()) {}
 
   absl::StatusOr<HolderId> Add(const HolderOptions& options);
-  // As Add(), into a given slot and generation (restoring a snapshot).
+  // Restoring a snapshot: as Add(), into a given slot and generation; and a slot that was used and is free.
   absl::Status AddAt(std::uint16_t slot, std::uint32_t generation, const HolderOptions& options);
+  absl::Status AddFree(std::uint16_t slot, std::uint32_t generation);
+  bool EverySlotIsKnown() const { return by_name_.size() + free_slots_.size() == next_slot_ - 1; }
+  std::vector<HolderId> FreeSlots() const;  // in the order of their reuse
   std::optional<HolderId> Find(std::string_view endpoint, std::optional<std::uint32_t> dp_rank,
                                std::string_view tier) const;
   const HolderOptions* Get(HolderId holder) const;
@@ -47,8 +50,11 @@ class HolderRegistry {
   std::vector<HolderOptions> options_;
   absl::flat_hash_map<std::string, std::uint16_t> by_name_;
   std::uint32_t next_slot_ = 1;
-  std::vector<std::uint16_t> free_slots_;
-  RetireQueue<std::uint16_t> retired_slots_;
+  struct FreeSlot {
+    std::uint16_t slot;
+    std::uint64_t stamp;  // when its holder was retired
+  };
+  std::deque<FreeSlot> free_slots_;  // reused in the order of retirement
 };
 
 absl::Status CheckIndexLimits(std::size_t max_bytes, std::size_t max_holders);

@@ -43,6 +43,9 @@ struct Body {
   std::uint32_t capacity = 0;   // blocks
   std::uint32_t published = 0;  // the longest `length` ever; content keys below it are fixed. Writer only.
   NamespaceId ns;
+  // Counts words that were added: a holder that went and came back may be met twice in one pass over the
+  // words.
+  std::atomic<std::uint32_t> moves{0};
 
   std::atomic<Coverage>* coverage() { return reinterpret_cast<std::atomic<Coverage>*>(this + 1); }
   const std::atomic<Coverage>* coverage() const { return const_cast<Body*>(this)->coverage(); }
@@ -60,7 +63,7 @@ struct Body {
  private:
   static std::size_t RoundedHolders(std::uint32_t capacity) { return (capacity + 1) & ~std::size_t{1}; }
 };
-static_assert(sizeof(Body) == 48 && sizeof(std::atomic<Coverage>) == 4);
+static_assert(sizeof(Body) == 56 && sizeof(std::atomic<Coverage>) == 4);
 
 // What the writer keeps about one holder in one run beyond its coverage word; absent in the common case,
 // where the holder has exactly the first `lead` blocks, once each, under the blocks' own engine keys.

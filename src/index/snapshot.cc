@@ -1,15 +1,17 @@
 // Snapshots of the exact index. All numbers are little-endian, nothing is aligned:
 //
-//   "LLMDIDX\0"  major u32  minor u32  holders u32  runs u32
-//   holder: slot u16  generation u32  removal u8  key_space u32  has_rank u8  rank u32  endpoint, tier (u32
-//   size, bytes) run (parents first): parent u32 (1-based position, 0 at the root)  parent_offset u32
-//   namespace 2 x u64
+// clang-format off
+//   "LLMDIDX\0"  major u32  minor u32  holders u32  free slots u32  runs u32
+//   holder: slot u16  generation u32  removal u8  key_space u32  has_rank u8  rank u32
+//        endpoint, tier, each as u32 size and bytes
+//   free slot, in the order of reuse: slot u16  generation u32
+//   run, parents first: parent u32 (1-based position, 0 at the root)  parent_offset u32  namespace 2 x u64
 //        key_space u32  length u32  words u32  flags u8  content u64[length]  engine u64[length]
-//        if flags & 1, one bit per block: it owns its engine key (u64[(length + 63) / 64]); else all do
-//        word: slot u16  lead u16  flags u8, then what flags announce, each as u32 size and the items:
-//              1 held bits u64[]  2 references beyond the first u8[]  4 foreign bits u64[] and foreign keys
-//              u64[]
+//        if flags & 1, one bit per block, whether it owns its engine key, u64[(length + 63) / 64]; else all do
+//        word: slot u16  lead u16  flags u8, then what the flags announce, each as u32 size and the items:
+//              1 held bits u64[]   2 references beyond the first u8[]   4 foreign bits u64[], foreign keys u64[]
 //   checksum u64: XXH3-64 of everything before
+// clang-format on
 #define XXH_INLINE_ALL
 #include <algorithm>
 #include <bit>
@@ -48,10 +50,12 @@ class Writer {
     static_assert(std::is_integral_v<T>);
     Bytes(&value, sizeof(value));
   }
+  // At most `limit` of the items.
   template <typename T>
-  void Array(const std::vector<T>& items) {
-    Number(static_cast<std::uint32_t>(items.size()));
-    Bytes(items.data(), items.size() * sizeof(T));
+  void Array(const std::vector<T>& items, std::size_t limit) {
+    const std::size_t size = std::min(items.size(), limit);
+    Number(static_cast<std::uint32_t>(size));
+    Bytes(items.data(), size * sizeof(T));
   }
   void Text(const std::string& text) {
     Number(static_cast<std::uint32_t>(text.size()));
@@ -146,11 +150,13 @@ void WriteWord(Writer& out, const Trie& trie, RunId run, Coverage word) {
     if (!detail->foreign_keys.empty()) flags |= kHasForeign;
   }
   out.Number(flags);
-  if ((flags & kHasHeld) != 0) out.Array(detail->held);
-  if ((flags & kHasCounts) != 0) out.Array(detail->counts);
+  // What is kept for a run that has become shorter may be longer than the run.
+  const std::uint32_t length = trie.length(run);
+  if ((flags & kHasHeld) != 0) out.Array(detail->held, (length + 63) / 64);
+  if ((flags & kHasCounts) != 0) out.Array(detail->counts, length);
   if ((flags & kHasForeign) != 0) {
-    out.Array(detail->is_foreign);
-    out.Array(detail->foreign_keys);
+    out.Array(detail->is_foreign, (length + 63) / 64);
+    out.Array(detail->foreign_keys, length);
   }
 }
 
@@ -297,10 +303,18 @@ absl::Status ReadRun(Input& in, Trie& trie, std::vector<RunId>& runs) {
 
 absl::Status ReadAll(Input& in, Trie& trie, HolderRegistry& registry) {
   const auto holders = in.Number<std::uint32_t>();
+  const auto free_slots = in.Number<std::uint32_t>();
   const auto run_count = in.Number<std::uint32_t>();
   for (std::uint32_t i = 0; i < holders; ++i) {
     if (absl::Status status = ReadHolder(in, registry); !status.ok()) return status;
   }
+  for (std::uint32_t i = 0; i < free_slots; ++i) {
+    const auto slot = in.Number<std::uint16_t>();
+    const auto generation = in.Number<std::uint32_t>();
+    if (in.failed()) return Damaged("free slots");
+    if (absl::Status status = registry.AddFree(slot, generation); !status.ok()) return status;
+  }
+  if (!registry.EverySlotIsKnown()) return Damaged("holder slots");
   std::vector<RunId> runs;
   for (std::uint32_t i = 0; i < run_count; ++i) {
     if (absl::Status status = ReadRun(in, trie, runs); !status.ok()) return status;
@@ -324,7 +338,9 @@ absl::Status PrefixIndex::Snapshot(const Sink& sink) const {
   out.Bytes(kMagic, sizeof(kMagic));
   out.Number(kMajor);
   out.Number(kMinor);
+  const std::vector<HolderId> free_slots = impl_->registry.FreeSlots();
   out.Number(static_cast<std::uint32_t>(impl_->registry.size()));
+  out.Number(static_cast<std::uint32_t>(free_slots.size()));
   out.Number(static_cast<std::uint32_t>(trie.stats().runs));
   for (std::size_t slot = 1; slot < trie.holders().size(); ++slot) {
     const HolderState& state = trie.holders()[slot];
@@ -338,6 +354,10 @@ absl::Status PrefixIndex::Snapshot(const Sink& sink) const {
     out.Number(options.dp_rank.value_or(0));
     out.Text(options.endpoint);
     out.Text(options.tier);
+  }
+  for (const HolderId& free : free_slots) {
+    out.Number(free.slot);
+    out.Number(free.generation);
   }
   // Depth first from each root run, so that parents come before their children.
   std::uint32_t written = 0;
@@ -362,7 +382,7 @@ absl::StatusOr<std::unique_ptr<PrefixIndex>> PrefixIndex::Restore(std::span<cons
                                                                   const PrefixIndexOptions& options) {
   auto index = Create(options);
   if (!index.ok()) return index;
-  if (snapshot.size() < sizeof(kMagic) + 4 * sizeof(std::uint32_t) + sizeof(std::uint64_t) ||
+  if (snapshot.size() < sizeof(kMagic) + 5 * sizeof(std::uint32_t) + sizeof(std::uint64_t) ||
       std::memcmp(snapshot.data(), kMagic, sizeof(kMagic)) != 0) {
     return Damaged("no header");
   }

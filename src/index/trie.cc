@@ -25,17 +25,17 @@ int ShardBits(std::size_t max_bytes) {
 }
 
 std::size_t PoolBytes(std::size_t max_bytes) {
-  return std::clamp<std::size_t>(max_bytes / 16, std::size_t{64} << 10, std::size_t{32} << 20);
+  return std::clamp<std::size_t>(max_bytes / 32, std::size_t{32} << 10, std::size_t{32} << 20);
 }
 
 }  // namespace
 
 Trie::Trie(const Options& options)
     : options_(options),
-      soft_limit_(options.max_bytes / 8 * 7),
+      soft_limit_(options.max_bytes / 8 * 7 - 2 * PoolBytes(options.max_bytes)),
       arena_(PoolBytes(options.max_bytes)),
-      retired_(arena_, epochs_),
-      retired_runs_(epochs_),
+      retired_(arena_, epochs_, options.max_bytes / 64),
+      retired_runs_(epochs_, options.max_bytes),
       edges_(arena_, retired_),
       identity_(arena_, ShardBits(options.max_bytes)),
       metas_(RunLimit(options.max_bytes)),
@@ -102,6 +102,7 @@ Body* Trie::Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::u
   fresh->published = keep;
   fresh->holders.store(holders, std::memory_order_relaxed);
   fresh->children.store(old->children.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  fresh->moves.store(old->moves.load(std::memory_order_relaxed), std::memory_order_relaxed);
   fresh->id = run;
   fresh->parent = old->parent;
   fresh->parent_offset = old->parent_offset;
@@ -115,15 +116,16 @@ Body* Trie::Rebody(RunId run, std::uint32_t keep, std::uint32_t capacity, std::u
 void Trie::ReserveRuns(std::size_t count) {
   const std::size_t limit = RunLimit(options_.max_bytes);
   while (limit - next_run_ + free_runs_.size() < count) {
-    EvictRuns();
-    ReclaimRunIds();
+    EvictRun();
+    FlushRetired();
   }
 }
 
 bool Trie::HasRoomForRun() const { return !free_runs_.empty() || next_run_ < RunLimit(options_.max_bytes); }
 
-void Trie::ReclaimRunIds() {
-  retired_runs_.Reclaim([this](RunId id) { free_runs_.push_back(id); });
+void Trie::FlushRetired() {
+  retired_.Flush();
+  retired_runs_.Flush([this](RunId id) { free_runs_.push_back(id); });
 }
 
 RunId Trie::AddRun(const NamespaceId& ns, std::uint32_t key_space, Cursor parent, BlockKeySpan content,

@@ -100,7 +100,9 @@ class Trie {
   // that still see evicted runs.
   void ReserveRuns(std::size_t count);
   bool HasRoomForRun() const;
-  bool over_budget() const { return used_bytes() > soft_limit_; }
+  // The soft limit leaves room for holes between blocks and for what waits for readers; the hard one is
+  // max_bytes.
+  bool over_budget() const { return live_bytes() > soft_limit_ || total_bytes() > options_.max_bytes; }
   // A new run with these blocks (at least one, at most kMaxRunLength), covered by nobody yet: cover it before
   // anything else. `engine` is empty in a trie without engine keys, else parallel to `content`; the keys are
   // not bound.
@@ -154,7 +156,8 @@ class Trie {
 
   // Memory that the owner keeps beside the trie; counts towards the budget.
   void SetOtherBytes(std::size_t bytes) { other_bytes_ = bytes; }
-  std::size_t used_bytes() const;
+  std::size_t live_bytes() const { return arena_.used_bytes() - retired_.bytes() + bytes_beside_arena(); }
+  std::size_t total_bytes() const { return arena_.reserved_bytes() + bytes_beside_arena(); }
   MemoryUsage memory_usage() const;
 
  private:
@@ -175,7 +178,7 @@ class Trie {
   // Takes a holder out of a run entirely; returns how many blocks it had. Settle() afterwards.
   std::uint32_t TakeOut(std::uint16_t slot, RunId run, std::size_t index);
   void AddReferences(std::uint16_t slot, RunId run, std::uint32_t from, std::uint32_t to, std::uint32_t lead);
-  void ReclaimRunIds();
+  void FlushRetired();
   Detail* MutableDetail(std::uint16_t slot, RunId run);
   void DropTrivialDetail(std::uint16_t slot, RunId run);
   void EraseDetail(std::uint16_t slot, RunId run);
@@ -183,8 +186,10 @@ class Trie {
   // Brings the run's length back to its last live block; frees it, and so on upwards, when none is left.
   void Settle(RunId run);
   RunId FreeRun(RunId run);
+  bool EvictRun();
   void EvictRuns();
   bool TrimSlack(RunId run);
+  std::size_t bytes_beside_arena() const;
 
   struct Queue {
     RunId head = 0;

@@ -42,6 +42,7 @@ void Trie::AddWord(std::uint16_t slot, RunId run, std::uint32_t lead) {
   Body* body = this->body(run);
   RunMeta& meta = metas_[run];
   const std::uint32_t holders = body->holders.load(std::memory_order_relaxed);
+  body->moves.store(body->moves.load(std::memory_order_relaxed) + 1, std::memory_order_release);
   if (meta.live_holders < holders) {
     const std::size_t unused = FindWord(*body, 0);
     body->coverage()[unused].store(MakeCoverage(slot, lead), std::memory_order_release);
@@ -56,7 +57,7 @@ void Trie::AddWord(std::uint16_t slot, RunId run, std::uint32_t lead) {
   ++meta.live_holders;
   HolderState& holder = holders_[slot];
   ++holder.live_runs;
-  if (holder.runs.size() > 2 * std::size_t{holder.live_runs} + 64) {
+  if (holder.runs.size() > 2 * std::size_t{holder.live_runs} + 8) {
     std::sort(holder.runs.begin(), holder.runs.end());
     holder.runs.erase(std::unique(holder.runs.begin(), holder.runs.end()), holder.runs.end());
     std::erase_if(holder.runs, [&](RunId id) {
@@ -71,7 +72,11 @@ void Trie::AddWord(std::uint16_t slot, RunId run, std::uint32_t lead) {
 
 void Trie::RemoveWord(RunId run, std::size_t index) {
   std::atomic<Coverage>& word = body(run)->coverage()[index];
-  --holders_[SlotOf(word.load(std::memory_order_relaxed))].live_runs;
+  HolderState& holder = holders_[SlotOf(word.load(std::memory_order_relaxed))];
+  if (--holder.live_runs == 0) {
+    holder_list_bytes_ -= BytesOf(holder.runs);
+    holder.runs = std::vector<RunId>();  // gives the memory back, which {} does not
+  }
   word.store(0, std::memory_order_release);
   --metas_[run].live_holders;
 }
@@ -97,6 +102,7 @@ void Trie::EraseDetail(std::uint16_t slot, RunId run) {
   if (it == details_.end()) return;
   detail_bytes_ -= it->second->bytes();
   details_.erase(it);
+  if (details_.empty()) details_ = decltype(details_)();  // an emptied table keeps its memory
 }
 
 void Trie::DropTrivialDetail(std::uint16_t slot, RunId run) {
@@ -153,7 +159,7 @@ Trie::CoverCount Trie::Cover(std::uint16_t slot, RunId run, std::uint32_t from, 
       Detail::SetBit(detail->held, i);
     }
     new_lead = LeadOfBits(detail->held);
-    if (detail->EndOfHeld(new_lead) == new_lead) detail->held = {};
+    if (detail->EndOfHeld(new_lead) == new_lead) detail->held = std::vector<std::uint64_t>();
     detail_bytes_ += detail->bytes();
   }
   count.duplicates = to - from - count.added;
@@ -202,7 +208,7 @@ void Trie::Uncover(std::uint16_t slot, NodeRef node) {
     if (!has_holes) detail->held = FirstBits(lead);
     Detail::ClearBit(detail->held, node.offset);
     lead = std::min(lead, node.offset);
-    if (detail->EndOfHeld(lead) == lead) detail->held = {};
+    if (detail->EndOfHeld(lead) == lead) detail->held = std::vector<std::uint64_t>();
     detail_bytes_ += detail->bytes();
     known = detail;
   }
@@ -261,9 +267,9 @@ void Trie::DropHolder(std::uint16_t slot) {
     Settle(run);
   }
   foreign_bytes_ -= BytesOf(holder.foreign);
-  holder.foreign = {};
+  holder.foreign = decltype(holder.foreign)();
   holder.last_node = {};
-  retired_.Reclaim();
+  FlushRetired();
 }
 
 std::optional<EngineKey> Trie::ForeignKey(std::uint16_t slot, NodeRef node) const {
@@ -298,6 +304,10 @@ void Trie::ClearForeignKey(std::uint16_t slot, NodeRef node) {
 void Trie::ForgetForeignKey(HolderState& holder, EngineKey key) {
   holder.foreign.erase(key);
   --stats_.foreign_keys;
+  if (holder.foreign.empty()) {
+    foreign_bytes_ -= BytesOf(holder.foreign);
+    holder.foreign = decltype(holder.foreign)();
+  }
 }
 
 void Trie::RestoreCover(std::uint16_t slot, RunId run, std::uint32_t lead, Detail detail) {

@@ -23,6 +23,17 @@ std::uint32_t CommonPrefix(const BlockKey* a, const BlockKey* b, std::uint32_t c
   return i;
 }
 
+// Keeps the later of two rows for one holder. Rare, so it need not be fast.
+void DropRepeatedSlots(MatchResult& result) {
+  std::size_t rows = 0;
+  for (std::size_t i = 0; i < result.size(); ++i) {
+    const auto same = [&](const HolderDepth& row) { return row.slot == result[i].slot; };
+    if (std::none_of(result.begin() + static_cast<std::ptrdiff_t>(i) + 1, result.end(), same))
+      result[rows++] = result[i];
+  }
+  result.resize(rows);
+}
+
 }  // namespace
 
 void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratch,
@@ -34,6 +45,7 @@ void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratc
   while (true) {
     const Body* body = FindChildBody(ns, at, chain.subspan(depth));
     if (body == nullptr) return;
+    const std::uint32_t moves = body->moves.load(std::memory_order_acquire);
     const std::uint32_t holders = body->holders.load(std::memory_order_acquire);
     const std::uint32_t length = body->length.load(std::memory_order_acquire);
     const auto wanted = static_cast<std::uint32_t>(std::min<std::size_t>(length, chain.size() - depth));
@@ -51,8 +63,9 @@ void Trie::Match(const NamespaceId& ns, BlockKeySpan chain, MatchScratch& scratc
         reached_end |= lead == matched;
       }
       result.resize(rows);
+      if (body->moves.load(std::memory_order_relaxed) != moves) DropRepeatedSlots(result);
       if (depth + matched < chain.size()) {
-        for (std::size_t row = 0; row < rows; ++row) {
+        for (std::size_t row = 0; row < result.size(); ++row) {
           scratch.row_of_slot[result[row].slot] = static_cast<std::uint32_t>(row);
         }
       }

@@ -71,8 +71,7 @@ RunId Trie::FreeRun(RunId run) {
   Dequeue(run);
   meta.body = nullptr;
   retired_.Retire(body);
-  retired_runs_.Push(run);
-  if (retired_runs_.due()) ReclaimRunIds();
+  retired_runs_.Push(run, 1, [this](RunId id) { free_runs_.push_back(id); });
   --stats_.runs;
   return parent;
 }
@@ -103,16 +102,13 @@ void Trie::Dequeue(RunId run) {
 
 // Segmented LRU with one reference bit: a run that was stored to while on probation is protected, the
 // protected segment keeps at most four fifths and hands its oldest back. Only runs without children go, so
-// prefixes outlive their tails.
-void Trie::EvictRuns() {
-  retired_.Reclaim();
-  std::size_t looks = 2 * (probation_.size + protected_.size) + 2;
-  const std::size_t runs_before = stats_.runs;
-  while (stats_.runs > 0 && looks-- > 0 && (used_bytes() > soft_limit_ || stats_.runs == runs_before)) {
+// prefixes outlive their tails. False when there is no run.
+bool Trie::EvictRun() {
+  while (stats_.runs > 0) {
     Queue& queue = probation_.size > 0 ? probation_ : protected_;
     const RunId run = queue.head;
     RunMeta& meta = metas_[run];
-    if (meta.touched && !meta.is_protected) {
+    if (meta.touched || meta.first_child != 0) {
       meta.touched = false;
       Dequeue(run);
       Enqueue(protected_, run);
@@ -121,12 +117,6 @@ void Trie::EvictRuns() {
         Dequeue(oldest);
         Enqueue(probation_, oldest);
       }
-      continue;
-    }
-    if (meta.first_child != 0 || meta.touched) {
-      meta.touched = false;
-      Dequeue(run);
-      Enqueue(queue, run);
       continue;
     }
     const Body* body = this->body(run);
@@ -139,7 +129,18 @@ void Trie::EvictRuns() {
     }
     ++stats_.evicted_runs;
     Settle(run);
-    retired_.Reclaim();
+    return true;
+  }
+  return false;
+}
+
+void Trie::EvictRuns() {
+  while (live_bytes() > soft_limit_ && EvictRun()) {
+  }
+  // Rare: holes between blocks, or what waits for readers, took more than the room left for them.
+  while (total_bytes() > options_.max_bytes) {
+    FlushRetired();
+    if (total_bytes() > options_.max_bytes && !EvictRun()) return;
   }
 }
 
@@ -169,11 +170,13 @@ void Trie::Compact() {
   for (RunId run = 1; run < next_run_; ++run) {
     if (body(run) != nullptr) TrimSlack(run);
   }
-  retired_.Reclaim();
+  edges_.Compact();
+  identity_.Compact();
+  FlushRetired();
 }
 
-std::size_t Trie::used_bytes() const {
-  return arena_.used_bytes() + std::size_t{next_run_} * sizeof(RunMeta) +
+std::size_t Trie::bytes_beside_arena() const {
+  return std::size_t{next_run_} * sizeof(RunMeta) +
          details_.capacity() * (sizeof(std::uint64_t) + sizeof(void*) + 1) + detail_bytes_ + foreign_bytes_ +
          holder_list_bytes_ + other_bytes_ + free_runs_.capacity() * sizeof(RunId);
 }

@@ -69,7 +69,7 @@ def as_translation_unit(text):
 
 def run(command, cwd, text):
     done = subprocess.run(command, cwd=cwd, input=text, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                          timeout=120, check=False)
+                          check=False)
     return None if done.returncode == 0 else f"`{' '.join(command)}` exits with {done.returncode}:\n{done.stdout}"
 
 

@@ -234,10 +234,11 @@ std::optional<std::string> Comparison::CompareStats() {
   return Compare("rebound_keys", index.rebound_keys, oracle.rebound_keys);
 }
 
-std::optional<Difference> RunOnBoth(std::span<const Operation> operations, std::size_t max_holders) {
-  const auto index = PrefixIndex::Create({.max_bytes = std::size_t{1} << 30, .max_holders = max_holders});
+std::optional<Difference> RunOnBoth(std::span<const Operation> operations,
+                                    const PrefixIndexOptions& options) {
+  const auto index = PrefixIndex::Create(options);
   if (!index.ok()) return Difference{0, index.status().ToString()};
-  Comparison comparison(**index, max_holders);
+  Comparison comparison(**index, options.max_holders);
   for (std::size_t i = 0; i < operations.size(); ++i) {
     if (auto what = comparison.Apply(operations[i])) return Difference{i, *what};
     const bool last = i + 1 == operations.size();
@@ -268,7 +269,8 @@ Operations Shrink(Operations operations, const Fails& fails) {
   return operations;
 }
 
-std::string Explain(const Operations& operations, const Difference& difference, std::size_t max_holders) {
+std::string Explain(const Operations& operations, const Difference& difference,
+                    const PrefixIndexOptions& options) {
   std::ostringstream out;
   out << "operation " << difference.operation << ": " << difference.what << "\nlast operations:\n";
   Operations until(operations.begin(), operations.begin() + difference.operation + 1);
@@ -276,9 +278,9 @@ std::string Explain(const Operations& operations, const Difference& difference, 
     out << "  " << i << ": " << ToString(until[i]) << "\n";
   }
   const Operations shrunk = Shrink(std::move(until), [&](std::span<const Operation> some) {
-    return RunOnBoth(some, max_holders).has_value();
+    return RunOnBoth(some, options).has_value();
   });
-  if (const auto again = RunOnBoth(shrunk, max_holders)) {
+  if (const auto again = RunOnBoth(shrunk, options)) {
     out << "shrunk to " << shrunk.size() << " operations that differ by: " << again->what << "\n";
     for (const Operation& operation : shrunk) out << "  " << ToString(operation) << "\n";
   }

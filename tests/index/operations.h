@@ -76,13 +76,17 @@ class Comparison {
   MatchResult result_;
 };
 
+// Never evicts in these tests.
+inline constexpr PrefixIndexOptions kAmple = {.max_bytes = std::size_t{1} << 30, .max_holders = 1024};
+
 struct Difference {
   std::size_t operation = 0;
   std::string what;
 };
 
 // Runs the operations on an index made for them; the first difference, or nullopt.
-std::optional<Difference> RunOnBoth(std::span<const Operation> operations, std::size_t max_holders = 1024);
+std::optional<Difference> RunOnBoth(std::span<const Operation> operations,
+                                    const PrefixIndexOptions& options = kAmple);
 
 // Leaves operations and their elements out as long as what is left still fails.
 using Fails = std::function<bool(std::span<const Operation>)>;
@@ -91,7 +95,7 @@ Operations Shrink(Operations operations, const Fails& fails);
 // A failure's report: what differs, the last operations, and a shorter list of operations that differ as
 // well.
 std::string Explain(const Operations& operations, const Difference& difference,
-                    std::size_t max_holders = 1024);
+                    const PrefixIndexOptions& options = kAmple);
 
 }  // namespace llmd::index
 

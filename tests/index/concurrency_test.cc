@@ -345,8 +345,10 @@ TEST(Concurrency, ReplacedTailsDoNotMix) {
     check("blocks that nobody stored", seen.Of(moving) <= trunk.size() + 10);
     seen.Match(kNs, Join(trunk, Join(tails[0], tails[1])));
     check("two tails in a row", seen.Of(moving) <= trunk.size() + tails[0].size());
-    seen.Match(kNs, Join(Join(trunk, Range(1000, 1001)), Range(2001, 2400)));
-    check("two tails mixed", seen.Of(moving) <= trunk.size() + 1);
+    for (std::uint64_t at : {1, 7, 64, 200}) {
+      seen.Match(kNs, Join(trunk, Join(Range(1000, 1000 + at), Range(2000 + at, 2400))));
+      check("two tails mixed", seen.Of(moving) <= trunk.size() + at);
+    }
     seen.Match(kNs, tails[0]);
     check("a tail is no chain of its own", seen.Of(moving) == 0);
   });

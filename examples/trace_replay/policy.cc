@@ -41,7 +41,7 @@ class RoundRobinPicker final : public sched::Plugin, public sched::Picker, publi
   }
 
   absl::Status OnDecision(sched::Context&, const sched::Decision& decision, std::span<const std::string>,
-                          sched::HeaderEdits&) override {
+                          sched::Dispatch&) override {
     next_ = decision.target() + 1;
     return absl::OkStatus();
   }
@@ -57,7 +57,7 @@ class PrefixProbe final : public sched::Plugin, public sched::PreRequest {
       : Plugin(std::move(type), std::move(name)), slot_(slot), out_(out) {}
 
   absl::Status OnDecision(sched::Context& context, const sched::Decision& decision,
-                          std::span<const std::string>, sched::HeaderEdits&) override {
+                          std::span<const std::string>, sched::Dispatch&) override {
     *out_ = {};
     const std::span<const sched::PrefixMatch> matches = context.data.Read(slot_);
     if (matches.empty()) return absl::OkStatus();

@@ -66,7 +66,7 @@ struct Simulation::Impl {
   std::optional<sched::Workspace> workspace;
   sched::Decision decision;
   sched::Explanation explanation;
-  sched::HeaderEdits headers;
+  sched::Dispatch dispatch;
   Random seeds{0};
 
   worker::EventWriter writer;
@@ -227,11 +227,11 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
       .request = request, .pool = pool, .now = VirtualTime(now), .seed = seeds.Next()};
   const bool explain = result.wall.decision_ns.size() < options.explain;
 
-  headers.clear();
+  dispatch = {};
   expectation = {};
   const auto start = std::chrono::steady_clock::now();
   absl::Status status = scheduler->Schedule(input, *workspace, decision, explain ? &explanation : nullptr);
-  if (status.ok()) status = scheduler->RunPreRequest(input, *workspace, decision, headers);
+  if (status.ok()) status = scheduler->RunPreRequest(input, *workspace, decision, dispatch);
   const std::uint32_t elapsed = ElapsedNs(start);
   if (!status.ok()) return status;
   result.wall.decision_ns.push_back(elapsed);

@@ -17,15 +17,22 @@ void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
+void RegisterUtilizationDetector(PluginRegistry& registry);
 
 // Registers a type known to be new.
-inline void MustRegister(PluginRegistry& registry, std::string_view type, PluginRegistry::Factory factory) {
-  registry.Register(type, std::move(factory)).IgnoreError();
+inline void MustRegister(PluginRegistry& registry, std::string_view type, PluginRegistry::Factory factory,
+                         Stability stability = Stability::kStable, std::string_view advice = {}) {
+  registry.Register(type, std::move(factory), stability, advice).IgnoreError();
 }
 
 inline constexpr std::string_view kApproxProducerType = "approx-prefix-cache-producer";
 inline constexpr std::string_view kPreciseProducerType = "precise-prefix-cache-producer";
 inline constexpr std::string_view kSingleProfileHandlerType = "single-profile-handler";
+inline constexpr std::string_view kUtilizationDetectorType = "utilization-detector";
+inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detector";
+inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
+inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
+inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

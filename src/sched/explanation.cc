@@ -72,6 +72,7 @@ void Explanation::Profile::Clear() {
 
 std::string Explanation::ToString(const EndpointPool& pool) const {
   std::string out = absl::StrFormat("seed %d, %d candidates\n", seed, candidates);
+  if (!refused_by.empty()) absl::StrAppend(&out, "refused by ", ToAbsl(refused_by), "\n");
   for (std::size_t p = 0; p < profiles.size(); ++p) {
     const Profile& profile = profiles[p];
     const bool is_primary = p == primary && profile.state == ProfileState::kDone;

@@ -114,7 +114,7 @@ absl::StatusOr<Requirement> ParseExpression(const std::string& owner, const Valu
 }
 
 absl::StatusOr<std::unique_ptr<Plugin>> MakeLabelSelector(PluginBuilder& builder) {
-  ParameterReader read(builder.name(), builder.parameters());
+  ParameterReader read = builder.Read();
   std::vector<Requirement> requirements;
   if (const Value* labels = read.Raw("matchLabels")) {
     const Value::Map* map = labels->AsMap();
@@ -142,7 +142,7 @@ absl::StatusOr<std::unique_ptr<Plugin>> MakeLabelSelector(PluginBuilder& builder
 }
 
 absl::StatusOr<std::unique_ptr<Plugin>> MakeByLabel(PluginBuilder& builder) {
-  ParameterReader read(builder.name(), builder.parameters());
+  ParameterReader read = builder.Read();
   std::string label;
   std::vector<std::string> values;
   bool allow_none = false;

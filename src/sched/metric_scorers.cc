@@ -1,63 +1,17 @@
 // Scorers of scraped load: queue-scorer, running-requests-size-scorer, kv-cache-utilization-scorer.
 // (spec: scheduling.md 2.4)
 //
-// An endpoint whose value was never read, or is older than `metricsStalenessThreshold`, gets no score, so it
-// does not look idle. `unscraped: idle` takes every value as it stands, 0 when never read, which is what
-// llm-d does.
+// An endpoint whose value does not count (freshness.h) gets no score.
 #include <algorithm>
 #include <limits>
 #include <memory>
 #include <utility>
 
 #include "src/sched/builtin_plugins.h"
+#include "src/sched/freshness.h"
 
 namespace llmd::sched {
 namespace {
-
-class FreshnessPolicy {
- public:
-  static absl::StatusOr<FreshnessPolicy> Parse(const PluginBuilder& builder) {
-    ParameterReader read(builder.name(), builder.parameters());
-    FreshnessPolicy policy;
-    std::string unscraped = "worst";
-    read.Optional("unscraped", &unscraped);
-    read.Optional("metricsStalenessThreshold", &policy.max_age_);
-    policy.any_ = unscraped == "idle";
-    if (!policy.any_ && unscraped != "worst") read.Reject("unscraped", unscraped, "worst or idle");
-    if (policy.max_age_ <= absl::ZeroDuration()) {
-      read.Reject("metricsStalenessThreshold", absl::FormatDuration(policy.max_age_), "more than 0");
-    }
-    if (policy.any_ && policy.max_age_ != absl::InfiniteDuration()) {
-      read.Reject("metricsStalenessThreshold", "given", "none with unscraped: idle");
-    }
-    if (absl::Status status = read.Finish(); !status.ok()) return status;
-    return policy;
-  }
-
-  // Decides for one moment.
-  class Rule {
-   public:
-    template <typename T>
-    bool Counts(const Sample<T>& sample) const {
-      return any_ || (sample.known() && sample.at >= oldest_);
-    }
-
-   private:
-    friend class FreshnessPolicy;
-    bool any_;
-    absl::Time oldest_;
-  };
-  Rule At(absl::Time now) const {
-    Rule rule;
-    rule.any_ = any_;
-    rule.oldest_ = now - max_age_;
-    return rule;
-  }
-
- private:
-  bool any_ = false;
-  absl::Duration max_age_ = absl::InfiniteDuration();
-};
 
 // (max - value) / (max - min) over the candidates; 1 for all when they are equal.
 class LowestCountScorer final : public Plugin, public Scorer {
@@ -110,7 +64,7 @@ class KvCacheUtilizationScorer final : public Plugin, public Scorer {
 
 void RegisterLowestCount(PluginRegistry& registry, std::string_view type, LowestCountScorer::Member member) {
   MustRegister(registry, type, [member](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<Plugin>> {
-    absl::StatusOr<FreshnessPolicy> freshness = FreshnessPolicy::Parse(builder);
+    absl::StatusOr<FreshnessPolicy> freshness = ParseFreshness(builder);
     if (!freshness.ok()) return freshness.status();
     return std::make_unique<LowestCountScorer>(builder.type(), builder.name(), member, *freshness);
   });
@@ -123,7 +77,7 @@ void RegisterMetricScorers(PluginRegistry& registry) {
   RegisterLowestCount(registry, "running-requests-size-scorer", &Metrics::running_requests);
   MustRegister(registry, "kv-cache-utilization-scorer",
                [](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<Plugin>> {
-                 absl::StatusOr<FreshnessPolicy> freshness = FreshnessPolicy::Parse(builder);
+                 absl::StatusOr<FreshnessPolicy> freshness = ParseFreshness(builder);
                  if (!freshness.ok()) return freshness.status();
                  return std::make_unique<KvCacheUtilizationScorer>(builder.type(), builder.name(),
                                                                    *freshness);

@@ -1,8 +1,12 @@
 #include "llmd/sched/parameters.h"
 
 #include <cmath>
+#include <limits>
+#include <optional>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "llmd/base/strings.h"
 
 namespace llmd::sched {
@@ -13,19 +17,74 @@ std::string_view Value::kind() const {
   return kNames[data_.index()];
 }
 
+namespace {
+
+// Kubernetes: a decimal number with a suffix of powers of 1000 or 1024, rounded up. Nothing for what is
+// malformed, negative or beyond 2^63 - 1.
+std::optional<std::uint64_t> ParseQuantity(std::string_view text) {
+  struct Suffix {
+    std::string_view name;
+    double factor;
+  };
+  static constexpr Suffix kSuffixes[] = {
+      {"Ki", 0x1p10}, {"Mi", 0x1p20}, {"Gi", 0x1p30}, {"Ti", 0x1p40}, {"Pi", 0x1p50}, {"Ei", 0x1p60}, {"m", 1e-3},
+      {"k", 1e3},     {"M", 1e6},     {"G", 1e9},     {"T", 1e12},    {"P", 1e15},    {"E", 1e18}};
+  double factor = 1;
+  for (const Suffix& suffix : kSuffixes) {
+    if (!text.ends_with(suffix.name)) continue;
+    factor = suffix.factor;
+    text.remove_suffix(suffix.name.size());
+    break;
+  }
+  double number = 0;
+  if (text.empty() || text.find_first_not_of("+0123456789.eE") != std::string_view::npos ||
+      !absl::SimpleAtod(ToAbsl(text), &number)) {
+    return std::nullopt;
+  }
+  const double product = std::ceil(number * factor);
+  if (!(product >= 0 && product < 0x1p63)) return std::nullopt;
+  return static_cast<std::uint64_t>(product);
+}
+
+std::string LinePrefix(std::uint32_t line) { return line == 0 ? "" : absl::StrCat("line ", line, ": "); }
+
+}  // namespace
+
 ParameterReader::ParameterReader(std::string_view owner, const Value& parameters)
-    : owner_(owner), fields_(&empty_) {
+    : ParameterReader(absl::StrCat(ToAbsl(owner), ": "), absl::StrCat(ToAbsl(owner), ": parameters"),
+                      parameters) {}
+
+ParameterReader::ParameterReader(std::string prefix, std::string whole, const Value& parameters)
+    : prefix_(std::move(prefix)), whole_(std::move(whole)), line_(parameters.line()), fields_(&empty_) {
   if (const Value::Map* map = parameters.AsMap()) {
     fields_ = map;
   } else if (!parameters.is_null()) {
     status_ = absl::InvalidArgumentError(
-        absl::StrCat(owner_, ": parameters are ", ToAbsl(parameters.kind()), ", expected a map"));
+        absl::StrCat(LinePrefix(line_), whole_, " is ", ToAbsl(parameters.kind()), ", expected a map"));
   }
   used_.assign(fields_->size(), false);
 }
 
+ParameterReader ParameterReader::At(std::string_view path, const Value& parameters) {
+  return ParameterReader(path.empty() ? "" : absl::StrCat(ToAbsl(path), "."),
+                         path.empty() ? "the document" : std::string(path), parameters);
+}
+
+ParameterReader ParameterReader::Nested(std::string_view field) {
+  static const Value& none = *new Value();
+  const Value* value = Raw(field);
+  const std::string path = absl::StrCat(prefix_, ToAbsl(field));
+  return ParameterReader(path + ".", path, value != nullptr ? *value : none);
+}
+
+ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t index, const Value& item) const {
+  const std::string path = absl::StrCat(prefix_, ToAbsl(field), "[", index, "]");
+  return ParameterReader(path + ".", path, item);
+}
+
 const Value* ParameterReader::Raw(std::string_view field) {
   const Value* found = nullptr;
+  known_.emplace_back(field);
   for (std::size_t i = 0; i < fields_->size(); ++i) {
     if ((*fields_)[i].first != field) continue;
     used_[i] = true;
@@ -93,16 +152,57 @@ void ParameterReader::Optional(std::string_view field, std::vector<std::string>*
 }
 
 void ParameterReader::Optional(std::string_view field, absl::Duration* out) {
-  std::string text;
-  Optional(field, &text);
-  if (text.empty()) return;
-  if (!absl::ParseDuration(text, out)) Reject(field, text, "a duration such as \"200ms\"");
+  constexpr std::string_view kExpected = "a duration such as \"200ms\"";
+  const Value* value = Raw(field);
+  if (value == nullptr) return;
+  const std::string* text = value->AsString();
+  if (text == nullptr) return WrongType(field, *value, kExpected);
+  absl::Duration parsed;
+  if (!absl::ParseDuration(*text, &parsed) || absl::AbsDuration(parsed) == absl::InfiniteDuration()) {
+    return Reject(field, absl::StrCat("\"", *text, "\""), kExpected);
+  }
+  *out = parsed;
+}
+
+void ParameterReader::OptionalQuantity(std::string_view field, std::uint64_t* out) {
+  const Value* value = Raw(field);
+  if (value == nullptr) return;
+  constexpr std::string_view kExpected = "a quantity of at least 0, such as 500, \"5k\" or \"1Gi\"";
+  if (const std::int64_t* i = value->AsInt()) {
+    if (*i < 0) return Reject(field, absl::StrCat(*i), kExpected);
+    *out = static_cast<std::uint64_t>(*i);
+  } else if (const std::string* s = value->AsString()) {
+    const std::optional<std::uint64_t> parsed = ParseQuantity(*s);
+    if (!parsed) return Reject(field, absl::StrCat("\"", *s, "\""), kExpected);
+    *out = *parsed;
+  } else {
+    WrongType(field, *value, kExpected);
+  }
+}
+
+const Value::List* ParameterReader::OptionalList(std::string_view field) {
+  const Value* value = Raw(field);
+  if (value == nullptr) return nullptr;
+  const Value::List* list = value->AsList();
+  if (list == nullptr) WrongType(field, *value, "a list");
+  return list;
 }
 
 void ParameterReader::Reject(std::string_view field, std::string_view value, std::string_view expected) {
   if (!status_.ok()) return;
-  status_ = absl::InvalidArgumentError(
-      absl::StrCat(owner_, ": ", ToAbsl(field), " is ", ToAbsl(value), ", expected ", ToAbsl(expected)));
+  status_ = absl::InvalidArgumentError(absl::StrCat(LinePrefix(LineOf(field)), prefix_, ToAbsl(field), " is ",
+                                                    ToAbsl(value), ", expected ", ToAbsl(expected)));
+}
+
+std::string ParameterReader::KnownFields() const {
+  return known_.empty() ? "no parameters" : absl::StrCat("one of ", absl::StrJoin(known_, ", "));
+}
+
+std::uint32_t ParameterReader::LineOf(std::string_view field) const {
+  for (const Value::Field& f : *fields_) {
+    if (f.first == field && f.second.line() != 0) return f.second.line();
+  }
+  return line_;
 }
 
 void ParameterReader::WrongType(std::string_view field, const Value& value, std::string_view expected) {
@@ -112,7 +212,9 @@ void ParameterReader::WrongType(std::string_view field, const Value& value, std:
 absl::Status ParameterReader::Finish() {
   for (std::size_t i = 0; i < fields_->size() && status_.ok(); ++i) {
     if (!used_[i]) {
-      status_ = absl::InvalidArgumentError(absl::StrCat(owner_, ": unknown parameter ", (*fields_)[i].first));
+      const std::string& field = (*fields_)[i].first;
+      status_ = absl::InvalidArgumentError(
+          absl::StrCat(LinePrefix(LineOf(field)), prefix_, field, " is unknown, expected ", KnownFields()));
     }
   }
   return status_;

@@ -99,7 +99,7 @@ class WeightedRandomPicker final : public Plugin, public Picker {
 template <typename PickerType>
 void RegisterPicker(PluginRegistry& registry, std::string_view type) {
   MustRegister(registry, type, [](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<Plugin>> {
-    ParameterReader read(builder.name(), builder.parameters());
+    ParameterReader read = builder.Read();
     std::int64_t k = 1;
     read.Optional("maxNumOfEndpoints", &k);
     if (absl::Status status = read.Finish(); !status.ok()) return status;

@@ -153,7 +153,7 @@ class ApproxPrefixProducer final : public PrefixProducer, public PreRequest {
 
   // The prompts are now expected at the primary target and at the prefiller.
   absl::Status OnDecision(Context& context, const Decision& decision, std::span<const std::string> profiles,
-                          HeaderEdits&) override {
+                          Dispatch&) override {
     if (index().record == nullptr) return absl::OkStatus();
     for (std::size_t i = 0; i < decision.profiles.size(); ++i) {
       const bool records = i == decision.primary || profiles[i] == "prefill";
@@ -217,7 +217,7 @@ absl::StatusOr<std::vector<TierWeight>> ParseTiers(const PluginBuilder& builder,
 }
 
 absl::StatusOr<std::unique_ptr<Plugin>> MakePrecise(PluginBuilder& builder) {
-  ParameterReader read(builder.name(), builder.parameters());
+  ParameterReader read = builder.Read();
   const Value none;
   const Value* indexer = read.Raw("indexerConfig");
   if (absl::Status status = read.Finish(); !status.ok()) return status;

@@ -44,7 +44,7 @@ class PrefixCacheScorer final : public Plugin, public Scorer {
 };
 
 absl::StatusOr<std::unique_ptr<Plugin>> Make(PluginBuilder& builder) {
-  ParameterReader read(builder.name(), builder.parameters());
+  ParameterReader read = builder.Read();
   std::string producer;
   double length_weight = 0;
   double length_scale_tokens = 8192;

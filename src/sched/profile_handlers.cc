@@ -33,7 +33,7 @@ class SingleProfileHandler final : public Plugin, public ProfileHandler {
 void RegisterProfileHandlers(PluginRegistry& registry) {
   MustRegister(registry, kSingleProfileHandlerType,
                [](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<Plugin>> {
-                 ParameterReader read(builder.name(), builder.parameters());
+                 ParameterReader read = builder.Read();
                  if (absl::Status status = read.Finish(); !status.ok()) return status;
                  return std::make_unique<SingleProfileHandler>(builder.type(), builder.name());
                });

@@ -18,14 +18,31 @@ const PluginRegistry& PluginRegistry::Builtin() {
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
     RegisterRoleFilters(*registry);
+    RegisterUtilizationDetector(*registry);
     return registry;
   }();
   return builtin;
 }
 
-absl::Status PluginRegistry::Register(std::string_view type, Factory factory) {
+absl::Status PluginBuilder::BadReference(std::string_view field, std::string_view plugin,
+                                         const absl::Status& error) const {
+  ParameterReader read = Read();
+  read.Reject(field, absl::StrCat("\"", ToAbsl(plugin), "\""),
+              absl::StrCat("the name of a plugin (", error.message(), ")"));
+  return read.Complaint();
+}
+
+absl::Status PluginBuilder::WrongKind(std::string_view field, const Plugin& plugin) const {
+  ParameterReader read = Read();
+  read.Reject(field, absl::StrCat("\"", plugin.name(), "\""),
+              absl::StrCat("a plugin of another kind than ", plugin.type()));
+  return read.Complaint();
+}
+
+absl::Status PluginRegistry::Register(std::string_view type, Factory factory, Stability stability,
+                                      std::string_view advice) {
   if (type.empty()) return absl::InvalidArgumentError("plugin type: name is empty");
-  if (!factories_.emplace(std::string(type), std::move(factory)).second) {
+  if (!entries_.emplace(std::string(type), Entry{std::move(factory), stability, std::string(advice)}).second) {
     return absl::AlreadyExistsError(absl::StrCat("plugin type ", ToAbsl(type), " is registered already"));
   }
   return absl::OkStatus();
@@ -35,9 +52,9 @@ void PluginRegistry::SetDefaultProducer(std::string_view data_type, std::string_
   default_producers_[std::string(data_type)] = std::string(type);
 }
 
-const PluginRegistry::Factory* PluginRegistry::Find(std::string_view type) const {
-  const auto it = factories_.find(type);
-  return it == factories_.end() ? nullptr : &it->second;
+const PluginRegistry::Entry* PluginRegistry::Find(std::string_view type) const {
+  const auto it = entries_.find(type);
+  return it == entries_.end() ? nullptr : &it->second;
 }
 
 std::string_view PluginRegistry::DefaultProducer(std::string_view data_type) const {
@@ -47,7 +64,7 @@ std::string_view PluginRegistry::DefaultProducer(std::string_view data_type) con
 
 std::vector<std::string> PluginRegistry::Types() const {
   std::vector<std::string> types;
-  for (const auto& [type, factory] : factories_) types.push_back(type);
+  for (const auto& [type, entry] : entries_) types.push_back(type);
   return types;
 }
 

@@ -28,7 +28,7 @@ class RoleFilter final : public Plugin, public Filter {
 void RegisterRole(PluginRegistry& registry, std::string_view type, Role role, DropReason reason) {
   MustRegister(registry, type,
                [role, reason](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<Plugin>> {
-                 ParameterReader read(builder.name(), builder.parameters());
+                 ParameterReader read = builder.Read();
                  if (absl::Status status = read.Finish(); !status.ok()) return status;
                  return std::make_unique<RoleFilter>(builder.type(), builder.name(), role, reason);
                });

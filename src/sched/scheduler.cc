@@ -4,7 +4,11 @@
 #include <numeric>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "llmd/base/strings.h"
 #include "src/sched/scheduler_impl.h"
 
 namespace llmd::sched {
@@ -17,6 +21,7 @@ void Reset(Decision& decision, std::size_t profiles) {
     result.state = ProfileState::kPending;
     result.targets.clear();
     result.scored.clear();
+    result.port = 0;
   }
   decision.primary = 0;
 }
@@ -25,6 +30,7 @@ void Reset(Explanation& explanation, std::span<const Profile> profiles, std::uin
   explanation.seed = seed;
   explanation.candidates = 0;
   explanation.primary = 0;
+  explanation.refused_by = {};
   explanation.profiles.resize(profiles.size());
   for (std::size_t i = 0; i < profiles.size(); ++i) {
     explanation.profiles[i].name = profiles[i].name();
@@ -66,6 +72,19 @@ absl::Status FailedDecision(const absl::Status& error, std::span<const Profile> 
   return failed ? WithDroppedReason(std::move(status), DroppedReason::kSaturated) : status;
 }
 
+// RFC 7240: a comma-separated list of preferences, names without regard to case, parameters behind a
+// semicolon; the header may be repeated.
+bool PrefersIfAvailable(const Request& request) {
+  for (const Header& header : request.headers) {
+    if (header.name != "prefer") continue;
+    for (absl::string_view part : absl::StrSplit(ToAbsl(header.value), ',')) {
+      part = absl::StripAsciiWhitespace(part.substr(0, part.find(';')));
+      if (absl::EqualsIgnoreCase(part, "if-available")) return true;
+    }
+  }
+  return false;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -81,10 +100,18 @@ absl::Status Scheduler::Schedule(const ScheduleInput& input, Workspace& workspac
   if (explanation != nullptr) explanation->candidates = state.candidates.size();
 
   Random random(input.seed);
-  Context context{input.request, input.pool, input.now, random, state.columns};
+  Context context{input.request, input.pool, input.now, random, state.columns, state.candidates};
+  if (absl::Status status = impl_->ShedSaturated(context); !status.ok()) return status;
   state.columns.Begin(input.pool.size());
   for (std::size_t i = 0; i < impl_->producers.size(); ++i) {
     impl_->producers[i]->Produce(context, state.thread_states[i].get());
+  }
+  for (const Scheduler::Impl::NamedAdmitter& admitter : impl_->admitters) {
+    absl::Status status = admitter.admitter->Admit(context, state.candidates);
+    if (status.ok()) continue;
+    if (explanation != nullptr) explanation->refused_by = admitter.name;
+    return impl_->config.compatibility.admission_denial_is_internal ? absl::InternalError(status.message())
+                                                                    : status;
   }
 
   // Each turn runs at least one profile for the first time, or is the last.
@@ -110,19 +137,37 @@ absl::Status Scheduler::Schedule(const ScheduleInput& input, Workspace& workspac
     for (std::size_t i = 0; i < profiles.size(); ++i)
       explanation->profiles[i].state = decision.profiles[i].state;
   }
-  if (status.ok()) return status;
-  return FailedDecision(status, profiles, decision);
+  if (!status.ok()) return FailedDecision(status, profiles, decision);
+  return impl_->CheckConditional(context, decision);
+}
+
+absl::Status Scheduler::Impl::ShedSaturated(const Context& context) const {
+  if (context.request.priority >= 0 || config.feature_gates.flow_control || detector == nullptr) {
+    return absl::OkStatus();
+  }
+  if (detector->Saturation(context.pool, context.candidates, context.now) < 1.0) return absl::OkStatus();
+  return WithDroppedReason(absl::ResourceExhaustedError("system saturated, sheddable request dropped"),
+                           DroppedReason::kSaturated);
+}
+
+absl::Status Scheduler::Impl::CheckConditional(const Context& context, const Decision& decision) const {
+  if (!PrefersIfAvailable(context.request)) return absl::OkStatus();
+  const std::span<const PrefixMatch> matches = context.data.Read(default_prefix);
+  if (!matches.empty() && matches[decision.target()].match_blocks > 0) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      "Prefer: if-available: the chosen endpoint holds nothing of the prompt");
 }
 
 absl::Status Scheduler::RunPreRequest(const ScheduleInput& input, Workspace& workspace,
-                                      const Decision& decision, HeaderEdits& headers) {
+                                      const Decision& decision, Dispatch& dispatch) {
   Random random(input.seed);
-  Context context{input.request, input.pool, input.now, random, workspace.state_->columns};
+  Workspace::State& state = *workspace.state_;
+  Context context{input.request, input.pool, input.now, random, state.columns, state.candidates};
   absl::Status first;
   std::string messages;
   int failures = 0;
   for (PreRequest* plugin : impl_->pre_requests) {
-    absl::Status status = plugin->OnDecision(context, decision, impl_->profile_names, headers);
+    absl::Status status = plugin->OnDecision(context, decision, impl_->profile_names, dispatch);
     if (status.ok()) continue;
     absl::StrAppend(&messages, failures > 0 ? "; " : "", status.message());
     if (failures++ == 0) first = std::move(status);
@@ -130,6 +175,20 @@ absl::Status Scheduler::RunPreRequest(const ScheduleInput& input, Workspace& wor
   return failures > 1 ? absl::InternalError(messages) : first;
 }
 
+std::string_view Scheduler::FairnessId(const Request& request) const {
+  for (const std::string_view name : {"x-llm-d-inference-fairness-id", "x-gateway-inference-fairness-id"}) {
+    const std::optional<std::string_view> id = request.FindHeader(name);
+    if (id && !id->empty()) return *id;
+  }
+  for (const AgentIdentity* plugin : impl_->agent_identities) {
+    const std::string_view id = plugin->Identify(request);
+    if (!id.empty()) return id;
+  }
+  return "default-flow";
+}
+
+const SchedulerConfig& Scheduler::config() const { return impl_->config; }
+const std::vector<std::string>& Scheduler::warnings() const { return impl_->warnings; }
 const std::vector<std::string>& Scheduler::profiles() const { return impl_->profile_names; }
 
 const Plugin* Scheduler::FindPlugin(std::string_view name) const {

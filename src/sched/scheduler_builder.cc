@@ -15,30 +15,57 @@
 namespace llmd::sched {
 namespace {
 
+absl::Status Error(const std::string& message) { return absl::InvalidArgumentError(message); }
+
+// "line 12: plugins[2]", or `otherwise` for what was not read from a file.
+std::string Where(const SourcePlace& place, std::string_view otherwise) {
+  if (place.path.empty()) return std::string(otherwise);
+  return place.line == 0 ? place.path : absl::StrCat("line ", place.line, ": ", place.path);
+}
+
 class Builder {
  public:
   Builder(const PluginRegistry& registry, const Resources& resources, Scheduler::Impl& impl)
-      : registry_(registry), resources_(resources), impl_(impl) {}
+      : registry_(registry),
+        environment_{resources,
+                     impl.layout,
+                     *impl.states,
+                     impl.config.compatibility,
+                     [this](std::string_view name) { return FindOrMake(name); },
+                     [&impl](std::string warning) { impl.warnings.push_back(std::move(warning)); }},
+        impl_(impl) {}
 
-  absl::Status Build(const SchedulerConfig& config);
+  absl::Status Build();
 
  private:
   struct Entry {
-    Plugin* plugin;
+    enum class State { kPending, kBeingMade, kMade };
+
+    State state = State::kPending;
+    Plugin* plugin = nullptr;
     std::vector<std::uint32_t> produced;
     std::vector<std::uint32_t> consumed;
   };
 
-  absl::Status AddPlugin(std::string_view type, std::string_view name, const Value& parameters);
+  absl::Status CheckNames();
+  absl::Status MakePlugins();
+  absl::Status Make(std::size_t index);
+  absl::StatusOr<Plugin*> FindOrMake(std::string_view name);
+  // A plugin that is not in the configuration; it has the type as its name.
+  absl::Status AddPlugin(std::string_view type);
+  void AddDefaultProfile();
   absl::Status AddMissingProducers();
   absl::Status OrderProducers();
-  absl::Status ChooseHandler(std::size_t profiles);
-  absl::Status AddDefaultPicker(const std::vector<ProfileSpec>& profiles);
-  absl::Status AddProfile(const ProfileSpec& spec);
+  absl::Status ChooseHandler();
+  absl::Status AddDefaultPicker();
+  absl::Status ChooseDetector();
+  absl::Status AddProfile(ProfileSpec& spec);
 
+  // One for each of entries_; not to be kept by reference while another may be added.
+  std::vector<PluginSpec>& specs() { return impl_.config.plugins; }
   Plugin* Find(std::string_view name) const {
     for (const Entry& entry : entries_) {
-      if (entry.plugin->name() == name) return entry.plugin;
+      if (entry.plugin != nullptr && entry.plugin->name() == name) return entry.plugin;
     }
     return nullptr;
   }
@@ -58,65 +85,120 @@ class Builder {
   }
 
   const PluginRegistry& registry_;
-  const Resources& resources_;
+  PluginEnvironment environment_;
   Scheduler::Impl& impl_;
   std::vector<Entry> entries_;
 };
 
-absl::Status Error(const std::string& message) { return absl::InvalidArgumentError(message); }
-
-absl::Status Builder::Build(const SchedulerConfig& config) {
-  for (const PluginSpec& spec : config.plugins) {
-    if (absl::Status s = AddPlugin(spec.type, spec.name.empty() ? spec.type : spec.name, spec.parameters);
-        !s.ok()) {
-      return s;
-    }
-  }
-
-  std::vector<ProfileSpec> profiles = config.profiles;
-  if (profiles.empty()) {
-    ProfileSpec all{"default", {}};
-    for (const Entry& entry : entries_) {
-      if (dynamic_cast<Filter*>(entry.plugin) != nullptr || dynamic_cast<Scorer*>(entry.plugin) != nullptr ||
-          dynamic_cast<Picker*>(entry.plugin) != nullptr) {
-        all.plugins.push_back({entry.plugin->name(), std::nullopt});
-      }
-    }
-    profiles.push_back(std::move(all));
-  }
-  if (absl::Status s = ChooseHandler(profiles.size()); !s.ok()) return s;
-  if (absl::Status s = AddDefaultPicker(profiles); !s.ok()) return s;
+absl::Status Builder::Build() {
+  if (absl::Status s = CheckNames(); !s.ok()) return s;
+  if (absl::Status s = MakePlugins(); !s.ok()) return s;
+  AddDefaultProfile();
+  if (absl::Status s = ChooseHandler(); !s.ok()) return s;
+  if (absl::Status s = AddDefaultPicker(); !s.ok()) return s;
+  if (absl::Status s = ChooseDetector(); !s.ok()) return s;
+  impl_.default_prefix = impl_.layout.Declare<PrefixMatch>(kApproxProducerType);
   if (absl::Status s = AddMissingProducers(); !s.ok()) return s;
   if (absl::Status s = OrderProducers(); !s.ok()) return s;
-  for (const ProfileSpec& spec : profiles) {
+  for (ProfileSpec& spec : impl_.config.profiles) {
     if (absl::Status s = AddProfile(spec); !s.ok()) return s;
   }
   for (const Entry& entry : entries_) {
-    if (auto* pre_request = dynamic_cast<PreRequest*>(entry.plugin))
-      impl_.pre_requests.push_back(pre_request);
+    if (auto* hook = dynamic_cast<PreRequest*>(entry.plugin)) impl_.pre_requests.push_back(hook);
+    if (auto* admitter = dynamic_cast<Admitter*>(entry.plugin)) {
+      impl_.admitters.push_back({admitter, entry.plugin->name()});
+    }
+    if (auto* agent = dynamic_cast<AgentIdentity*>(entry.plugin)) impl_.agent_identities.push_back(agent);
   }
   return impl_.handler->Bind(impl_.profile_names);
 }
 
-absl::Status Builder::AddPlugin(std::string_view type, std::string_view name, const Value& parameters) {
-  if (type.empty()) return Error(absl::StrCat("plugin \"", ToAbsl(name), "\" is missing a type"));
-  if (Find(name) != nullptr) return Error(absl::StrCat("plugin name \"", ToAbsl(name), "\" is used twice"));
-  const PluginRegistry::Factory* factory = registry_.Find(type);
-  if (factory == nullptr) return Error(absl::StrCat("plugin type \"", ToAbsl(type), "\" is not registered"));
-  PluginBuilder builder(type, name, parameters, resources_, impl_.layout);
-  absl::StatusOr<std::unique_ptr<Plugin>> plugin = (*factory)(builder);
+absl::Status Builder::CheckNames() {
+  for (std::size_t i = 0; i < specs().size(); ++i) {
+    PluginSpec& spec = specs()[i];
+    if (spec.type.empty()) {
+      return Error(absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")),
+                                " is missing a type"));
+    }
+    if (spec.name.empty()) spec.name = spec.type;
+    for (std::size_t j = 0; j < i; ++j) {
+      if (specs()[j].name != spec.name) continue;
+      return Error(absl::StrCat(Where(spec.place, "plugins"), ": plugin name \"", spec.name,
+                                "\" is used twice, expected distinct names"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Builder::MakePlugins() {
+  entries_.resize(specs().size());
+  for (std::size_t i = 0; i < specs().size(); ++i) {
+    if (entries_[i].state == Entry::State::kMade) continue;
+    if (absl::Status s = Make(i); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Builder::Make(std::size_t index) {
+  const PluginSpec spec = specs()[index];
+  const auto where = [&spec] {
+    return Where(spec.place, spec.name == spec.type ? "plugin" : absl::StrCat("plugin \"", spec.name, "\""));
+  };
+  const PluginRegistry::Entry* type = registry_.Find(spec.type);
+  if (type == nullptr) return Error(absl::StrCat(where(), ": type \"", spec.type, "\" is not registered"));
+  if (type->stability == Stability::kExperimental && !impl_.config.allow_experimental) {
+    return Error(absl::StrCat(where(), ": type \"", spec.type,
+                              "\" is experimental, expected one that is not, or experimental plugins allowed"));
+  }
+  if (type->stability == Stability::kDeprecated) {
+    environment_.warn(absl::StrCat(where(), ": type \"", spec.type, "\" is deprecated",
+                                   type->advice.empty() ? "" : ", use ", type->advice));
+  }
+  entries_[index].state = Entry::State::kBeingMade;
+  PluginBuilder builder(spec, environment_);
+  absl::StatusOr<std::unique_ptr<Plugin>> plugin = type->factory(builder);
   if (!plugin.ok()) return plugin.status();
-  if (*plugin == nullptr || (*plugin)->name() != name) {
-    return absl::InternalError(
-        absl::StrCat("plugin type \"", ToAbsl(type), "\" made a plugin of another name"));
+  if (*plugin == nullptr || (*plugin)->name() != spec.name) {
+    return absl::InternalError(absl::StrCat("plugin type \"", spec.type, "\" made a plugin of another name"));
   }
-  if (!builder.produced().empty() && dynamic_cast<DataProducer*>(plugin->get()) == nullptr) {
-    return absl::InternalError(
-        absl::StrCat("plugin \"", ToAbsl(name), "\" declares data and is no producer"));
+  const bool may_produce = dynamic_cast<DataProducer*>(plugin->get()) != nullptr ||
+                           dynamic_cast<ProfileHandler*>(plugin->get()) != nullptr;
+  if (!builder.produced().empty() && !may_produce) {
+    return absl::InternalError(absl::StrCat("plugin \"", spec.name, "\" declares data and is no producer"));
   }
-  entries_.push_back({plugin->get(), builder.produced(), builder.consumed()});
+  entries_[index] = {Entry::State::kMade, plugin->get(), builder.produced(), builder.consumed()};
   impl_.plugins.push_back(*std::move(plugin));
   return absl::OkStatus();
+}
+
+absl::StatusOr<Plugin*> Builder::FindOrMake(std::string_view name) {
+  for (std::size_t i = 0; i < specs().size(); ++i) {
+    if (specs()[i].name != name) continue;
+    if (entries_[i].state == Entry::State::kBeingMade) return Error("plugins refer to each other in a circle");
+    if (entries_[i].state == Entry::State::kPending) {
+      if (absl::Status s = Make(i); !s.ok()) return s;
+    }
+    return entries_[i].plugin;
+  }
+  return absl::NotFoundError("no such plugin");
+}
+
+absl::Status Builder::AddPlugin(std::string_view type) {
+  specs().push_back({.name = std::string(type), .type = std::string(type)});
+  entries_.emplace_back();
+  return Make(entries_.size() - 1);
+}
+
+void Builder::AddDefaultProfile() {
+  if (!impl_.config.profiles.empty()) return;
+  ProfileSpec all{"default", {}};
+  for (const Entry& entry : entries_) {
+    if (dynamic_cast<Filter*>(entry.plugin) != nullptr || dynamic_cast<Scorer*>(entry.plugin) != nullptr ||
+        dynamic_cast<Picker*>(entry.plugin) != nullptr) {
+      all.plugins.push_back({.plugin = entry.plugin->name()});
+    }
+  }
+  impl_.config.profiles.push_back(std::move(all));
 }
 
 absl::Status Builder::AddMissingProducers() {
@@ -129,7 +211,7 @@ absl::Status Builder::AddMissingProducers() {
     if (registry_.DefaultProducer(type) != producer || Find(producer) != nullptr) {
       return Error(absl::StrCat("no plugin named \"", producer, "\" produces ", type));
     }
-    if (absl::Status s = AddPlugin(producer, producer, Value()); !s.ok()) return s;
+    if (absl::Status s = AddPlugin(producer); !s.ok()) return s;
     if (ProducerOf(slot) == nullptr)
       return Error(absl::StrCat("plugin \"", producer, "\" does not produce ", type));
   }
@@ -164,60 +246,94 @@ absl::Status Builder::OrderProducers() {
   return absl::OkStatus();
 }
 
-absl::Status Builder::ChooseHandler(std::size_t profiles) {
-  for (const Entry& entry : entries_) {
-    auto* handler = dynamic_cast<ProfileHandler*>(entry.plugin);
+absl::Status Builder::ChooseHandler() {
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    auto* handler = dynamic_cast<ProfileHandler*>(entries_[i].plugin);
     if (handler == nullptr) continue;
     if (impl_.handler != nullptr) {
-      return Error(
-          absl::StrCat("plugin \"", entry.plugin->name(), "\" is a second profile handler, expected one"));
+      return Error(absl::StrCat(Where(specs()[i].place, "plugins"), ": plugin \"", specs()[i].name,
+                                "\" is a second profile handler, expected one"));
     }
     impl_.handler = handler;
   }
   if (impl_.handler != nullptr) return absl::OkStatus();
-  if (profiles > 1) return Error(absl::StrCat("no profile handler for ", profiles, " profiles"));
-  if (absl::Status s = AddPlugin(kSingleProfileHandlerType, kSingleProfileHandlerType, Value()); !s.ok())
-    return s;
+  const std::size_t profiles = impl_.config.profiles.size();
+  if (profiles > 1) {
+    return Error(absl::StrCat("plugins: no profile handler, expected one for ", profiles, " profiles"));
+  }
+  if (absl::Status s = AddPlugin(kSingleProfileHandlerType); !s.ok()) return s;
   impl_.handler = dynamic_cast<ProfileHandler*>(entries_.back().plugin);
   return absl::OkStatus();
 }
 
-absl::Status Builder::AddDefaultPicker(const std::vector<ProfileSpec>& profiles) {
-  if (profiles.empty() || FirstOf<Picker>() != nullptr) return absl::OkStatus();
-  return AddPlugin(kMaxScorePickerType, kMaxScorePickerType, Value());
+absl::Status Builder::AddDefaultPicker() {
+  return FirstOf<Picker>() != nullptr ? absl::OkStatus() : AddPlugin(kMaxScorePickerType);
 }
 
-absl::Status Builder::AddProfile(const ProfileSpec& spec) {
+absl::Status Builder::ChooseDetector() {
+  FlowControlConfig& flow = impl_.config.flow_control;
+  const bool named = !flow.saturation_detector.empty();
+  if (!named) flow.saturation_detector = kUtilizationDetectorType;
+  Plugin* plugin = Find(flow.saturation_detector);
+  if (plugin == nullptr && flow.saturation_detector == kUtilizationDetectorType) {
+    if (absl::Status s = AddPlugin(kUtilizationDetectorType); !s.ok()) return s;
+    plugin = entries_.back().plugin;
+  }
+  const std::string where = Where(flow.place, "flowControl") + ".saturationDetector.pluginRef is \"" +
+                            flow.saturation_detector + "\", expected ";
+  if (plugin == nullptr) return Error(where + "the name of a plugin");
+  impl_.detector = dynamic_cast<SaturationDetector*>(plugin);
+  if (impl_.detector == nullptr) return Error(where + "a saturation detector, not a " + plugin->type());
+  return absl::OkStatus();
+}
+
+absl::Status Builder::AddProfile(ProfileSpec& spec) {
   const std::vector<std::string>& names = impl_.profile_names;
-  if (spec.name.empty()) return Error("a profile is missing a name");
+  if (spec.name.empty()) {
+    return Error(absl::StrCat(Where(spec.place, "a profile"), " is missing a name"));
+  }
   if (std::find(names.begin(), names.end(), spec.name) != names.end()) {
-    return Error(absl::StrCat("profile name \"", spec.name, "\" is used twice"));
+    return Error(absl::StrCat(Where(spec.place, "profiles"), ": profile name \"", spec.name,
+                              "\" is used twice, expected distinct names"));
   }
   Profile profile(spec.name);
-  for (const PluginRef& ref : spec.plugins) {
-    const std::string where = absl::StrCat("profile \"", spec.name, "\": plugin \"", ref.plugin, "\"");
-    if (ref.plugin.empty())
-      return Error(absl::StrCat("profile \"", spec.name, "\": an entry is missing pluginRef"));
+  for (PluginRef& ref : spec.plugins) {
+    const std::string where = Where(ref.place, absl::StrCat("profile \"", spec.name, "\""));
+    if (ref.plugin.empty()) return Error(where + " is missing pluginRef, expected a plugin's name");
     Plugin* plugin = Find(ref.plugin);
-    if (plugin == nullptr) return Error(absl::StrCat(where, " is not defined"));
+    if (plugin == nullptr) {
+      return Error(absl::StrCat(where, ": plugin \"", ref.plugin,
+                                "\" is not defined, expected the name of a plugin"));
+    }
     const auto* filter = dynamic_cast<Filter*>(plugin);
     const auto* scorer = dynamic_cast<Scorer*>(plugin);
     const auto* picker = dynamic_cast<Picker*>(plugin);
     if (filter == nullptr && scorer == nullptr && picker == nullptr) {
-      return Error(
-          absl::StrCat(where, " is of type ", plugin->type(), ", expected a filter, scorer or picker"));
+      return Error(absl::StrCat(where, ": plugin \"", ref.plugin, "\" is of type ", plugin->type(),
+                                ", expected a filter, scorer or picker"));
     }
     const double weight = ref.weight.value_or(1.0);
-    if (!std::isfinite(weight))
-      return Error(absl::StrCat(where, ": weight is ", weight, ", expected a finite number"));
+    if (!std::isfinite(weight)) {
+      return Error(absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight,
+                                ", expected a finite number"));
+    }
     if (filter != nullptr) profile.AddFilter(filter, plugin->name());
-    if (scorer != nullptr) profile.AddScorer(scorer, plugin->name(), weight);
+    if (scorer != nullptr) {
+      profile.AddScorer(scorer, plugin->name(), weight);
+      ref.weight = weight;
+    }
     if (picker != nullptr) {
-      if (profile.has_picker()) return Error(absl::StrCat(where, " is a second picker, expected one"));
+      if (profile.has_picker()) {
+        return Error(absl::StrCat(where, ": plugin \"", ref.plugin, "\" is a second picker, expected one"));
+      }
       profile.SetPicker(picker);
     }
   }
-  if (!profile.has_picker()) profile.SetPicker(dynamic_cast<Picker*>(FirstOf<Picker>()));
+  if (!profile.has_picker()) {
+    Plugin* picker = FirstOf<Picker>();
+    profile.SetPicker(dynamic_cast<Picker*>(picker));
+    spec.plugins.push_back({.plugin = picker->name()});
+  }
   impl_.profile_names.push_back(spec.name);
   impl_.profiles.push_back(std::move(profile));
   return absl::OkStatus();
@@ -226,9 +342,9 @@ absl::Status Builder::AddProfile(const ProfileSpec& spec) {
 }  // namespace
 
 SchedulerConfig SchedulerConfig::Default() {
-  return {.plugins = {{"", "queue-scorer", {}},
-                      {"", "kv-cache-utilization-scorer", {}},
-                      {"", "prefix-cache-scorer", {}}},
+  return {.plugins = {{.type = "queue-scorer"},
+                      {.type = "kv-cache-utilization-scorer"},
+                      {.type = "prefix-cache-scorer"}},
           .profiles = {
               {"default",
                {{"queue-scorer", 2.0}, {"kv-cache-utilization-scorer", 2.0}, {"prefix-cache-scorer", 3.0}}}}};
@@ -238,7 +354,12 @@ absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(const SchedulerConf
                                                              const PluginRegistry& registry,
                                                              const Resources& resources) {
   auto impl = std::make_unique<Impl>();
-  if (absl::Status status = Builder(registry, resources, *impl).Build(config); !status.ok()) return status;
+  impl->config = config;
+  impl->states = resources.states != nullptr ? resources.states : std::make_shared<PluginStates>();
+  if (absl::Status status = Builder(registry, resources, *impl).Build(); !status.ok()) {
+    if (config.source.empty()) return status;
+    return absl::Status(status.code(), absl::StrCat(config.source, ": ", status.message()));
+  }
   return std::unique_ptr<Scheduler>(new Scheduler(std::move(impl)));
 }
 

@@ -12,11 +12,28 @@
 namespace llmd::sched {
 
 struct Scheduler::Impl {
+  struct NamedAdmitter {
+    const Admitter* admitter;
+    std::string_view name;
+  };
+
+  // The legacy admission: sheds requests that may be shed when their candidates are saturated.
+  absl::Status ShedSaturated(const Context& context) const;
+  // `Prefer: if-available`: refuses a decision for an endpoint that has nothing of the prompt.
+  absl::Status CheckConditional(const Context& context, const Decision& decision) const;
+
+  SchedulerConfig config;  // completed
+  std::vector<std::string> warnings;
+  std::shared_ptr<PluginStates> states;
   DataLayout layout;
+  DataSlot<PrefixMatch> default_prefix;
   std::vector<std::unique_ptr<Plugin>> plugins;
   std::vector<const DataProducer*> producers;  // in the order of their dependencies
   std::vector<PreRequest*> pre_requests;       // in the order of the configuration
+  std::vector<NamedAdmitter> admitters;
+  std::vector<const AgentIdentity*> agent_identities;
   ProfileHandler* handler = nullptr;
+  const SaturationDetector* detector = nullptr;
   std::vector<std::string> profile_names;
   std::vector<Profile> profiles;
 };

@@ -6,6 +6,7 @@
 namespace llmd::sched {
 namespace {
 
+using ::testing::Contains;
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 
@@ -157,7 +158,7 @@ TEST_F(ConfigTest, PluginErrors) {
   EXPECT_THAT(Complaint({.plugins = {{"", "least-queue", {}}}, .profiles = {}}),
               HasSubstr("\"least-queue\" is not registered"));
   EXPECT_THAT(Complaint({.plugins = {{"q", "queue-scorer", Parameters({{"x", 1}})}}, .profiles = {}}),
-              HasSubstr("q: unknown parameter x"));
+              HasSubstr("q: x is unknown"));
 }
 
 TEST_F(ConfigTest, ProfileErrors) {
@@ -176,10 +177,10 @@ TEST_F(ConfigTest, ProfileErrors) {
               HasSubstr("expected a filter, scorer or picker"));
   EXPECT_THAT(complaint({{"a", {{"max-score-picker", {}}, {"random-picker", {}}}}}),
               HasSubstr("second picker"));
-  EXPECT_THAT(complaint({{"a", {{"queue-scorer", std::nan("")}}}}), HasSubstr("weight is nan"));
+  EXPECT_THAT(complaint({{"a", {{"queue-scorer", std::nan("")}}}}), HasSubstr("weight of \"queue-scorer\" is nan"));
   EXPECT_THAT(complaint({{"a", {}}, {"b", {}}}), HasSubstr("2 profiles, expected 1"));
   EXPECT_THAT(Complaint({.plugins = {}, .profiles = {{"a", {}}, {"b", {}}}}),
-              HasSubstr("no profile handler for 2"));
+              HasSubstr("no profile handler, expected one for 2"));
   EXPECT_THAT(
       Complaint({.plugins = {{"h", "single-profile-handler", {}}, {"i", "single-profile-handler", {}}},
                  .profiles = {}}),
@@ -190,13 +191,9 @@ TEST(PluginRegistry, NamesAreUnique) {
   PluginRegistry registry = PluginRegistry::Builtin();
   EXPECT_EQ(registry.Register("queue-scorer", nullptr).code(), absl::StatusCode::kAlreadyExists);
   EXPECT_EQ(registry.Register("", nullptr).code(), absl::StatusCode::kInvalidArgument);
-  EXPECT_THAT(
-      registry.Types(),
-      ElementsAre("approx-prefix-cache-producer", "by-label", "by-label-selector", "decode-filter",
-                  "encode-filter", "kv-cache-utilization-scorer", "label-selector-filter", "max-score-picker",
-                  "precise-prefix-cache-producer", "prefill-filter", "prefix-cache-scorer", "queue-scorer",
-                  "random-picker", "running-requests-size-scorer", "single-profile-handler",
-                  "weighted-random-picker"));
+  ASSERT_TRUE(registry.Register("a-type-of-mine", nullptr).ok());
+  EXPECT_THAT(registry.Types(), Contains("a-type-of-mine"));
+  EXPECT_THAT(registry.Types(), Contains("queue-scorer").Times(1));
 }
 
 }  // namespace

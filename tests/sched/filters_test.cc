@@ -99,7 +99,7 @@ TEST(LabelFilters, BadParameters) {
               HasSubstr("matchLabels.a is an integer"));
   EXPECT_THAT(message("label-selector-filter", Parameters({{"matchExpressions", 1}})),
               HasSubstr("matchExpressions is an integer"));
-  EXPECT_THAT(message("decode-filter", Parameters({{"a", 1}})), HasSubstr("unknown parameter a"));
+  EXPECT_THAT(message("decode-filter", Parameters({{"a", 1}})), HasSubstr("a is unknown"));
 }
 
 }  // namespace

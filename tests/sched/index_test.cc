@@ -46,8 +46,8 @@ TEST(SchedulerOverIndexes, ExactAndApproximate) {
   EXPECT_EQ(decision.primary_result().scored[1].score, 0.5);
 
   // The decision is carried out, so the approximate index expects the whole prompt there.
-  HeaderEdits headers;
-  ASSERT_TRUE((*scheduler)->RunPreRequest(input, workspace, decision, headers).ok());
+  Dispatch dispatch;
+  ASSERT_TRUE((*scheduler)->RunPreRequest(input, workspace, decision, dispatch).ok());
   ASSERT_TRUE((*scheduler)->Schedule(input, workspace, decision).ok());
   EXPECT_EQ(decision.primary_result().scored[1].score, 10.5);
 

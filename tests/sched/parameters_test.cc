@@ -64,14 +64,14 @@ TEST(ParameterReader, NamesFieldValueAndExpectation) {
             "plug: f is an integer, expected a list of strings");
   EXPECT_THAT(Complaint<double>(std::numeric_limits<double>::quiet_NaN()),
               HasSubstr("expected a finite number"));
-  EXPECT_THAT(Complaint<absl::Duration>("soon"), HasSubstr("soon, expected a duration"));
+  EXPECT_THAT(Complaint<absl::Duration>("soon"), HasSubstr("\"soon\", expected a duration"));
 }
 
 TEST(ParameterReader, RefusesWhatItDoesNotKnow) {
   const Value unknown = Parameters({{"tresholds", 1}});
-  EXPECT_EQ(ParameterReader("plug", unknown).Finish().message(), "plug: unknown parameter tresholds");
+  EXPECT_EQ(ParameterReader("plug", unknown).Finish().message(), "plug: tresholds is unknown, expected no parameters");
   const Value list = Value::MakeList({});
-  EXPECT_EQ(ParameterReader("plug", list).Finish().message(), "plug: parameters are a list, expected a map");
+  EXPECT_EQ(ParameterReader("plug", list).Finish().message(), "plug: parameters is a list, expected a map");
   const Value twice = Parameters({{"a", 1}, {"a", 2}});
   ParameterReader read("plug", twice);
   std::int64_t a = 0;

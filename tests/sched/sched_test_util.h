@@ -93,14 +93,22 @@ struct TestRequest {
 // One plugin by itself, with the data columns that it reads and writes.
 class PluginUnderTest {
  public:
-  PluginUnderTest(const std::string& type, const Value& parameters, const Resources& resources = {}) {
-    const PluginRegistry::Factory* factory = PluginRegistry::Builtin().Find(type);
-    if (factory == nullptr) {
+  PluginUnderTest(const std::string& type, const Value& parameters, const Resources& resources = {},
+                  const Compatibility& compatibility = {}) {
+    const PluginRegistry::Entry* entry = PluginRegistry::Builtin().Find(type);
+    if (entry == nullptr) {
       status = absl::NotFoundError(type);
       return;
     }
-    PluginBuilder builder(type, type, parameters, resources, layout);
-    absl::StatusOr<std::unique_ptr<Plugin>> made = (*factory)(builder);
+    const PluginSpec spec{.name = type, .type = type, .parameters = parameters};
+    PluginEnvironment environment{resources,
+                                  layout,
+                                  states,
+                                  compatibility,
+                                  [](std::string_view) { return absl::NotFoundError("no other plugin here"); },
+                                  [](std::string) {}};
+    PluginBuilder builder(spec, environment);
+    absl::StatusOr<std::unique_ptr<Plugin>> made = entry->factory(builder);
     status = made.status();
     if (made.ok()) plugin = *std::move(made);
     columns = std::make_unique<DataColumns>(layout);
@@ -113,6 +121,7 @@ class PluginUnderTest {
 
   absl::Status status;
   DataLayout layout;
+  PluginStates states;
   std::unique_ptr<Plugin> plugin;
   std::unique_ptr<DataColumns> columns;
 };

@@ -85,8 +85,8 @@ class FailingHook final : public Plugin, public PreRequest {
   FailingHook(std::string name, absl::Status status)
       : Plugin("hook", std::move(name)), status_(std::move(status)) {}
   absl::Status OnDecision(Context&, const Decision&, std::span<const std::string>,
-                          HeaderEdits& headers) override {
-    headers.push_back({"x-" + name(), "yes"});
+                          Dispatch& dispatch) override {
+    dispatch.headers.push_back({"x-" + name(), "yes"});
     return status_;
   }
 
@@ -301,10 +301,10 @@ TEST_F(SchedulerTest, ApproximateIndexLearnsFromDecisions) {
   request = prompt.request;
   ASSERT_TRUE(Run({}, 5).ok());
   const Position first = decision.target();
-  HeaderEdits headers;
+  Dispatch dispatch;
   const ScheduleInput input{.request = request, .pool = pool, .now = kNow, .seed = 5};
-  ASSERT_TRUE(scheduler->RunPreRequest(input, *workspace, decision, headers).ok());
-  EXPECT_THAT(headers, IsEmpty());
+  ASSERT_TRUE(scheduler->RunPreRequest(input, *workspace, decision, dispatch).ok());
+  EXPECT_THAT(dispatch.headers, IsEmpty());
   EXPECT_EQ(index.Depth(10 + first, prompt.keys), 8u);
   for (std::uint64_t seed = 0; seed < 20; ++seed) {
     ASSERT_TRUE(Run({}, seed).ok());
@@ -321,14 +321,14 @@ TEST_F(SchedulerTest, EveryHookRunsAndFailuresAreJoined) {
   hook("h2", absl::UnavailableError("two"));
   hook("h3", absl::OkStatus());
   ASSERT_TRUE(Run().ok());
-  HeaderEdits headers;
+  Dispatch dispatch;
   const ScheduleInput input{.request = request, .pool = pool};
-  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, headers), absl::UnavailableError("two"));
-  EXPECT_EQ(headers.size(), 3u);
+  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, dispatch), absl::UnavailableError("two"));
+  EXPECT_EQ(dispatch.headers.size(), 3u);
   scheduler = nullptr;
   hook("h4", absl::NotFoundError("four"));
   ASSERT_TRUE(Run().ok());
-  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, headers), absl::InternalError("two; four"));
+  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, dispatch), absl::InternalError("two; four"));
 }
 
 }  // namespace

@@ -89,7 +89,7 @@ TEST_P(CountScorers, BadParameters) {
   EXPECT_THAT(message(Parameters({{"metricsStalenessThreshold", "0s"}})), HasSubstr("expected more than 0"));
   EXPECT_THAT(message(Parameters({{"metricsStalenessThreshold", "1s"}, {"unscraped", "idle"}})),
               HasSubstr("none with unscraped: idle"));
-  EXPECT_THAT(message(Parameters({{"weight", 1}})), HasSubstr("unknown parameter weight"));
+  EXPECT_THAT(message(Parameters({{"weight", 1}})), HasSubstr("weight is unknown"));
 }
 
 INSTANTIATE_TEST_SUITE_P(Types, CountScorers,

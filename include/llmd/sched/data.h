@@ -1,8 +1,8 @@
-// Values that one plugin computes for every endpoint and others read, in one decision.
+// Values that one plugin computes in one decision and others read: of every endpoint, or of the request.
 //
 // A datum is named by its type and the plugin that produces it, e.g. (PrefixCacheMatchInfo,
-// approx-prefix-cache- producer). Names are resolved once, when a scheduler is built, to a *slot*; in a
-// decision a slot is an array with one element for each position of the pool. Only a plugin that declared a
+// approx-prefix-cache-producer). Names are resolved once, when a scheduler is built, to a *slot*; in a decision
+// a DataSlot is an array with one element for each position of the pool, a RequestSlot a single value. Only a plugin that declared a
 // datum has its slot, so nobody reads or writes what it did not declare. A data type T has `static constexpr
 // std::string_view kDataType` and a default value.
 //
@@ -25,6 +25,10 @@ namespace llmd::sched {
 
 template <typename T>
 struct DataSlot {
+  std::uint32_t index = 0;
+};
+template <typename T>
+struct RequestSlot {
   std::uint32_t index = 0;
 };
 
@@ -87,6 +91,21 @@ class DataColumns {
     column.values.assign(size_, T{});
     column.published = true;
     return column.values;
+  }
+
+  // The same for a value of the request, T{} at first; it keeps no memory of earlier decisions.
+  template <typename T>
+  T& Publish(RequestSlot<T> slot) {
+    auto& column = static_cast<internal::Column<T>&>(*columns_[slot.index]);
+    column.values.assign(1, T{});
+    column.published = true;
+    return column.values.front();
+  }
+  // Null when nothing was published in this decision.
+  template <typename T>
+  const T* Read(RequestSlot<T> slot) const {
+    const auto& column = static_cast<const internal::Column<T>&>(*columns_[slot.index]);
+    return column.published ? &column.values.front() : nullptr;
   }
 
   // Empty when the producer published nothing in this decision.

@@ -6,7 +6,6 @@
 #define LLMD_SCHED_DECISION_H_
 
 #include <cstdint>
-#include <optional>
 #include <span>
 #include <string>
 #include <string_view>
@@ -35,6 +34,7 @@ struct ProfileResult {
   ProfileState state = ProfileState::kPending;
   std::vector<Position> targets;       // best first; not empty when kDone
   std::vector<ScoredEndpoint> scored;  // every endpoint that passed the filters, in pool order
+  std::uint16_t port = 0;              // where targets are to be reached; 0: at their own ports
 };
 
 struct Decision {
@@ -45,13 +45,6 @@ struct Decision {
   // The endpoint that serves the request. Only after an OK status.
   Position target() const { return primary_result().targets.front(); }
 };
-
-// A header that goes upstream with the request.
-struct HeaderEdit {
-  std::string name;                  // lower case
-  std::optional<std::string> value;  // nullopt removes the header
-};
-using HeaderEdits = std::vector<HeaderEdit>;
 
 // Why a request was turned away, in the words of the header x-llm-d-request-dropped-reason.
 enum class DroppedReason : std::uint8_t {

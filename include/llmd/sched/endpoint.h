@@ -8,6 +8,7 @@
 #ifndef LLMD_SCHED_ENDPOINT_H_
 #define LLMD_SCHED_ENDPOINT_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -86,6 +87,8 @@ struct Metrics {
   bool scraped() const {
     return waiting_requests.known() || running_requests.known() || kv_cache_usage.known();
   }
+  // When the newest of them was read.
+  absl::Time updated() const { return std::max({waiting_requests.at, running_requests.at, kv_cache_usage.at}); }
 };
 
 // A number that an engine-specific extractor attached under a name.

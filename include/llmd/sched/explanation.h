@@ -54,6 +54,7 @@ struct Explanation {
   std::size_t candidates = 0;
   std::vector<Profile> profiles;  // in the scheduler's order; kPending ones did not run
   std::uint32_t primary = 0;
+  std::string_view refused_by;  // the admitter that turned the request away; empty: none
 
   // A table for people, endpoints by id; `pool` is the decision's.
   std::string ToString(const EndpointPool& pool) const;

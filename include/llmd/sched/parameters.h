@@ -5,10 +5,14 @@
 //   read.Optional("depth", &depth);
 //   absl::Status status = read.Finish();   // unknown fields and wrong types are errors
 //
+// A complaint reads "queue-scorer: depth is a string, expected an integer", or, for values read from a file,
+// "line 12: plugins[2].parameters.depth is a string, expected an integer".
+//
 // Plain values, no threads.
 #ifndef LLMD_SCHED_PARAMETERS_H_
 #define LLMD_SCHED_PARAMETERS_H_
 
+#include <cstddef>
 #include <cstdint>
 #include <initializer_list>
 #include <string>
@@ -50,11 +54,16 @@ class Value {
   // "a string", "a list" ...
   std::string_view kind() const;
 
+  // Line of the file that the value was read from; 0 when it was made in code.
+  std::uint32_t line() const { return line_; }
+  void set_line(std::uint32_t line) { line_ = line; }
+
  private:
   explicit Value(List list) : data_(std::move(list)) {}
   explicit Value(Map map) : data_(std::move(map)) {}
 
   std::variant<std::monostate, bool, std::int64_t, double, std::string, List, Map> data_;
+  std::uint32_t line_ = 0;
 };
 
 // Parameters of a plugin: a map or null.
@@ -66,6 +75,12 @@ class ParameterReader {
  public:
   // `owner` names the plugin in messages. `parameters` must outlive the reader.
   ParameterReader(std::string_view owner, const Value& parameters);
+  // Fields are named by their path, such as "plugins[2].parameters".
+  static ParameterReader At(std::string_view path, const Value& parameters);
+  // Reads the map in `field` (no fields when absent), named as a part of this one. Finish() both.
+  ParameterReader Nested(std::string_view field);
+  // One of a list of maps in `field`, `item` being the list's element `index`.
+  ParameterReader NestedItem(std::string_view field, std::size_t index, const Value& item) const;
 
   // Sets `out` when the field is present and not null.
   void Optional(std::string_view field, bool* out);
@@ -74,6 +89,10 @@ class ParameterReader {
   void Optional(std::string_view field, std::string* out);
   void Optional(std::string_view field, std::vector<std::string>* out);
   void Optional(std::string_view field, absl::Duration* out);  // "200ms"
+  // "1Gi", "5k", or an integer, in the syntax of Kubernetes quantities; at least 0.
+  void OptionalQuantity(std::string_view field, std::uint64_t* out);
+  // The elements of a list; null when absent.
+  const Value::List* OptionalList(std::string_view field);
   // The field itself, for nested structures; null when absent.
   const Value* Raw(std::string_view field);
 
@@ -82,14 +101,24 @@ class ParameterReader {
 
   // InvalidArgument with the first complaint: wrong type, rejected value, unknown or repeated field.
   absl::Status Finish();
+  // The first complaint so far, without looking for unknown fields.
+  const absl::Status& Complaint() const { return status_; }
 
  private:
-  void WrongType(std::string_view field, const Value& value, std::string_view expected);
+  // `prefix` stands before a field's name, `whole` for all of the parameters.
+  ParameterReader(std::string prefix, std::string whole, const Value& parameters);
 
-  std::string owner_;
+  void WrongType(std::string_view field, const Value& value, std::string_view expected);
+  std::uint32_t LineOf(std::string_view field) const;
+  std::string KnownFields() const;
+
+  std::string prefix_;
+  std::string whole_;
+  std::uint32_t line_;
   Value::Map empty_;
   const Value::Map* fields_;
   std::vector<bool> used_;
+  std::vector<std::string> known_;  // fields asked for
   absl::Status status_;
 };
 

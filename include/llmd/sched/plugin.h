@@ -13,8 +13,10 @@
 #include <cstddef>
 #include <limits>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -24,6 +26,8 @@
 #include "llmd/sched/data.h"
 #include "llmd/sched/decision.h"
 #include "llmd/sched/endpoint_pool.h"
+#include "llmd/sched/flight.h"
+#include "llmd/sched/parameters.h"
 #include "llmd/sched/request.h"
 
 namespace llmd::sched {
@@ -35,6 +39,7 @@ struct Context {
   absl::Time now;
   Random& random;  // seeded by the decision's seed
   DataColumns& data;
+  std::span<const Position> candidates = {};  // of the request, before any filter; ascending
 };
 
 class Plugin {
@@ -122,13 +127,65 @@ class DataProducer {
   virtual void Produce(Context& context, ThreadState* state) const = 0;
 };
 
-// Acts on a decision that is about to be carried out: records it, adds headers.
+// Acts on a decision that is about to be carried out: records it, adds headers, and attaches to the flight
+// what must be undone or done when the response comes.
 class PreRequest {
  public:
   virtual ~PreRequest() = default;
-  // Called by one thread at a time, with the data of the decision still readable. `profiles` are their names.
+  // With the data of the decision still readable. `profiles` are their names. Called from any thread, so what
+  // it changes it must lock.
   virtual absl::Status OnDecision(Context& context, const Decision& decision,
-                                  std::span<const std::string> profiles, HeaderEdits& headers) = 0;
+                                  std::span<const std::string> profiles, Dispatch& dispatch) = 0;
+};
+
+// Says whether a further stage is worth it. Named in the parameters of a profile handler.
+class Decider {
+ public:
+  virtual ~Decider() = default;
+  // `endpoint` is what an earlier stage chose, if one ran.
+  virtual bool Decide(Context& context, std::optional<Position> endpoint) const = 0;
+};
+
+// May turn a request away after the data producers ran and before any profile.
+class Admitter {
+ public:
+  virtual ~Admitter() = default;
+  // An error refuses the request, which then gets this status.
+  virtual absl::Status Admit(Context& context, std::span<const Position> candidates) const = 0;
+};
+
+// Tells how full a set of endpoints is.
+class SaturationDetector {
+ public:
+  virtual ~SaturationDetector() = default;
+  // 0 idle, 1 full, may be more. 1 for no candidates.
+  virtual double Saturation(const EndpointPool& pool, std::span<const Position> candidates,
+                            absl::Time now) const = 0;
+};
+
+// Names the program or user that a request belongs to, when no header does.
+class AgentIdentity {
+ public:
+  virtual ~AgentIdentity() = default;
+  // Empty when unknown. A view of the request's.
+  virtual std::string_view Identify(const Request& request) const = 0;
+};
+
+// A part of the configuration that the host carries out: a data source, an extractor, a parser, a discovery, a
+// tokenizer. The parameters have been checked.
+class HostPlugin : public Plugin {
+ public:
+  enum class Kind { kDataSource, kExtractor, kParser, kDiscovery, kSyncer, kOther };
+
+  HostPlugin(std::string type, std::string name, Kind kind, Value parameters)
+      : Plugin(std::move(type), std::move(name)), kind_(kind), parameters_(std::move(parameters)) {}
+
+  Kind kind() const { return kind_; }
+  const Value& parameters() const { return parameters_; }
+
+ private:
+  Kind kind_;
+  Value parameters_;
 };
 
 }  // namespace llmd::sched

@@ -24,11 +24,20 @@ struct KeyChain {
   BlockKeySpan keys = {};
 };
 
+// An image, a sound or a video inside a prompt.
+struct MultimodalItem {
+  std::string_view modality = {};  // "image", "audio", "video"
+  std::string_view hash = {};      // of its content
+  std::size_t offset = 0;          // first placeholder token
+  std::size_t length = 0;          // placeholder tokens
+};
+
 struct Prompt {
   std::size_t token_count = 0;
   TokenSpan tokens = {};  // may be empty when only keys are known
   // One chain for each prefix source (endpoint_pool.h); a missing or empty one means nothing is known.
   std::span<const KeyChain> chains = {};
+  std::span<const MultimodalItem> items = {};
 };
 
 struct Header {

@@ -1,5 +1,5 @@
-// Which measured values count: the parameters `unscraped` and `metricsStalenessThreshold` of every plugin that
-// reads metrics. Private to the component.
+// Which measured values count: the parameters `unscraped` and `metricsStalenessThreshold` of every plugin
+// that reads metrics. Private to the component.
 //
 // A value that was never read, or is older than the threshold, does not count, so that an endpoint does not
 // look idle for lack of news. `unscraped: idle` takes every value as it stands, 0 when never read, which is

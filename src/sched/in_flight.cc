@@ -50,7 +50,8 @@ void InFlightTable::Subtract(EndpointHandle endpoint, InFlightLoad load) {
   Impl::Entry* entry = impl_->entries.Find(endpoint.slot);
   if (entry == nullptr || entry->generation.load(std::memory_order_relaxed) != endpoint.generation) return;
   const auto lower = [](std::atomic<std::int64_t>& value, std::int64_t by) {
-    value.store(std::max<std::int64_t>(0, value.load(std::memory_order_relaxed) - by), std::memory_order_relaxed);
+    value.store(std::max<std::int64_t>(0, value.load(std::memory_order_relaxed) - by),
+                std::memory_order_relaxed);
   };
   lower(entry->requests, load.requests);
   lower(entry->tokens, load.tokens);

@@ -26,9 +26,10 @@ std::optional<std::uint64_t> ParseQuantity(std::string_view text) {
     std::string_view name;
     double factor;
   };
-  static constexpr Suffix kSuffixes[] = {
-      {"Ki", 0x1p10}, {"Mi", 0x1p20}, {"Gi", 0x1p30}, {"Ti", 0x1p40}, {"Pi", 0x1p50}, {"Ei", 0x1p60}, {"m", 1e-3},
-      {"k", 1e3},     {"M", 1e6},     {"G", 1e9},     {"T", 1e12},    {"P", 1e15},    {"E", 1e18}};
+  static constexpr Suffix kSuffixes[] = {{"Ki", 0x1p10}, {"Mi", 0x1p20}, {"Gi", 0x1p30}, {"Ti", 0x1p40},
+                                         {"Pi", 0x1p50}, {"Ei", 0x1p60}, {"m", 1e-3},    {"k", 1e3},
+                                         {"M", 1e6},     {"G", 1e9},     {"T", 1e12},    {"P", 1e15},
+                                         {"E", 1e18}};
   double factor = 1;
   for (const Suffix& suffix : kSuffixes) {
     if (!text.ends_with(suffix.name)) continue;
@@ -77,7 +78,8 @@ ParameterReader ParameterReader::Nested(std::string_view field) {
   return ParameterReader(path + ".", path, value != nullptr ? *value : none);
 }
 
-ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t index, const Value& item) const {
+ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t index,
+                                            const Value& item) const {
   const std::string path = absl::StrCat(prefix_, ToAbsl(field), "[", index, "]");
   return ParameterReader(path + ".", path, item);
 }

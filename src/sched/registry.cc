@@ -42,7 +42,8 @@ absl::Status PluginBuilder::WrongKind(std::string_view field, const Plugin& plug
 absl::Status PluginRegistry::Register(std::string_view type, Factory factory, Stability stability,
                                       std::string_view advice) {
   if (type.empty()) return absl::InvalidArgumentError("plugin type: name is empty");
-  if (!entries_.emplace(std::string(type), Entry{std::move(factory), stability, std::string(advice)}).second) {
+  if (!entries_.emplace(std::string(type), Entry{std::move(factory), stability, std::string(advice)})
+           .second) {
     return absl::AlreadyExistsError(absl::StrCat("plugin type ", ToAbsl(type), " is registered already"));
   }
   return absl::OkStatus();

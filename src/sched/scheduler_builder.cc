@@ -117,8 +117,8 @@ absl::Status Builder::CheckNames() {
   for (std::size_t i = 0; i < specs().size(); ++i) {
     PluginSpec& spec = specs()[i];
     if (spec.type.empty()) {
-      return Error(absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")),
-                                " is missing a type"));
+      return Error(
+          absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")), " is missing a type"));
     }
     if (spec.name.empty()) spec.name = spec.type;
     for (std::size_t j = 0; j < i; ++j) {
@@ -147,8 +147,9 @@ absl::Status Builder::Make(std::size_t index) {
   const PluginRegistry::Entry* type = registry_.Find(spec.type);
   if (type == nullptr) return Error(absl::StrCat(where(), ": type \"", spec.type, "\" is not registered"));
   if (type->stability == Stability::kExperimental && !impl_.config.allow_experimental) {
-    return Error(absl::StrCat(where(), ": type \"", spec.type,
-                              "\" is experimental, expected one that is not, or experimental plugins allowed"));
+    return Error(
+        absl::StrCat(where(), ": type \"", spec.type,
+                     "\" is experimental, expected one that is not, or experimental plugins allowed"));
   }
   if (type->stability == Stability::kDeprecated) {
     environment_.warn(absl::StrCat(where(), ": type \"", spec.type, "\" is deprecated",
@@ -174,7 +175,8 @@ absl::Status Builder::Make(std::size_t index) {
 absl::StatusOr<Plugin*> Builder::FindOrMake(std::string_view name) {
   for (std::size_t i = 0; i < specs().size(); ++i) {
     if (specs()[i].name != name) continue;
-    if (entries_[i].state == Entry::State::kBeingMade) return Error("plugins refer to each other in a circle");
+    if (entries_[i].state == Entry::State::kBeingMade)
+      return Error("plugins refer to each other in a circle");
     if (entries_[i].state == Entry::State::kPending) {
       if (absl::Status s = Make(i); !s.ok()) return s;
     }
@@ -302,8 +304,8 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
     if (ref.plugin.empty()) return Error(where + " is missing pluginRef, expected a plugin's name");
     Plugin* plugin = Find(ref.plugin);
     if (plugin == nullptr) {
-      return Error(absl::StrCat(where, ": plugin \"", ref.plugin,
-                                "\" is not defined, expected the name of a plugin"));
+      return Error(
+          absl::StrCat(where, ": plugin \"", ref.plugin, "\" is not defined, expected the name of a plugin"));
     }
     const auto* filter = dynamic_cast<Filter*>(plugin);
     const auto* scorer = dynamic_cast<Scorer*>(plugin);
@@ -314,8 +316,8 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
     }
     const double weight = ref.weight.value_or(1.0);
     if (!std::isfinite(weight)) {
-      return Error(absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight,
-                                ", expected a finite number"));
+      return Error(
+          absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight, ", expected a finite number"));
     }
     if (filter != nullptr) profile.AddFilter(filter, plugin->name());
     if (scorer != nullptr) {

@@ -1,5 +1,5 @@
-// utilization-detector: how full endpoints are by their scraped queue and KV cache; as a filter, which of them
-// have room. (spec: scheduling.md 2.7)
+// utilization-detector: how full endpoints are by their scraped queue and KV cache; as a filter, which of
+// them have room. (spec: scheduling.md 2.7)
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -80,7 +80,8 @@ absl::StatusOr<std::unique_ptr<Plugin>> Make(PluginBuilder& builder) {
   read.Optional("headroom", &limits.headroom);
   read.Optional("stalenessPolicy", &staleness);
   limits.stale_is_saturated = staleness == "saturated";
-  if (!(limits.queue_depth > 0)) read.Reject("queueDepthThreshold", absl::StrCat(limits.queue_depth), "more than 0");
+  if (!(limits.queue_depth > 0))
+    read.Reject("queueDepthThreshold", absl::StrCat(limits.queue_depth), "more than 0");
   if (!(limits.kv_cache > 0 && limits.kv_cache <= 1)) {
     read.Reject("kvCacheUtilThreshold", absl::StrCat(limits.kv_cache), "more than 0 and at most 1");
   }

@@ -1,8 +1,8 @@
 // Where this library differs from llm-d's endpoint picker on purpose, and how to get llm-d's behaviour back.
 //
-// Every field is false for what this library does by itself and true for what llm-d does; docs/compatibility.md
-// gives the reasons. A configuration file says `compatibility: llm-d` for all of them, or names single ones:
-// `compatibility: {unscrapedLooksIdle: true}`. Plain value.
+// Every field is false for what this library does by itself and true for what llm-d does;
+// docs/compatibility.md gives the reasons. A configuration file says `compatibility: llm-d` for all of them,
+// or names single ones: `compatibility: {unscrapedLooksIdle: true}`. Plain value.
 #ifndef LLMD_SCHED_COMPATIBILITY_H_
 #define LLMD_SCHED_COMPATIBILITY_H_
 
@@ -22,8 +22,8 @@ struct Compatibility {
   bool admission_denial_is_internal = false;
   // The prefix-based decider reads the approximate producer's data whatever the configuration names.
   bool decider_reads_default_producer = false;
-  // An endpoint whose metrics are stale counts as full in a saturation, so that a scrape that fails everywhere
-  // stops all traffic.
+  // An endpoint whose metrics are stale counts as full in a saturation, so that a scrape that fails
+  // everywhere stops all traffic.
   bool stale_is_saturated = false;
 
   static Compatibility LlmD();

@@ -1,8 +1,8 @@
 // What a scheduler is made of, as plain values: llm-d's EndpointPickerConfig after reading.
 //
 // Filled in code, or by config_file.h from YAML. Completed by Scheduler::Create() as the spec (scheduling.md
-// 3.2) says: no profile: one named "default" with every filter, scorer and picker in order; one profile and no
-// handler: single-profile-handler; a profile without picker: the first picker of the plugins, or
+// 3.2) says: no profile: one named "default" with every filter, scorer and picker in order; one profile and
+// no handler: single-profile-handler; a profile without picker: the first picker of the plugins, or
 // max-score-picker; a datum that is required and not produced: its default producer.
 #ifndef LLMD_SCHED_CONFIG_H_
 #define LLMD_SCHED_CONFIG_H_
@@ -54,12 +54,12 @@ struct PriorityBandConfig {
 };
 
 struct FlowControlConfig {
-  std::uint64_t max_requests = 0;  // queued in all bands; 0: no limit
-  std::uint64_t max_bytes = 0;     // 0: no limit
-  absl::Duration default_request_ttl = absl::Seconds(60);       // 0: none
-  absl::Duration no_endpoint_request_ttl = absl::Seconds(60);   // while the pool is empty; 0: none
-  std::vector<PriorityBandConfig> bands = {};                   // distinct priorities
-  PriorityBandConfig default_band = {};                         // of priorities not listed
+  std::uint64_t max_requests = 0;                                // queued in all bands; 0: no limit
+  std::uint64_t max_bytes = 0;                                   // 0: no limit
+  absl::Duration default_request_ttl = absl::Seconds(60);        // 0: none
+  absl::Duration no_endpoint_request_ttl = absl::Seconds(60);    // while the pool is empty; 0: none
+  std::vector<PriorityBandConfig> bands = {};                    // distinct priorities
+  PriorityBandConfig default_band = {};                          // of priorities not listed
   std::optional<PriorityBandConfig> default_negative_band = {};  // of those below 0, when given
   std::string usage_limit_policy = {};   // plugin name; empty: static-usage-limit-policy
   std::string saturation_detector = {};  // plugin name; empty: utilization-detector

@@ -1,10 +1,10 @@
 // Values that one plugin computes in one decision and others read: of every endpoint, or of the request.
 //
 // A datum is named by its type and the plugin that produces it, e.g. (PrefixCacheMatchInfo,
-// approx-prefix-cache-producer). Names are resolved once, when a scheduler is built, to a *slot*; in a decision
-// a DataSlot is an array with one element for each position of the pool, a RequestSlot a single value. Only a plugin that declared a
-// datum has its slot, so nobody reads or writes what it did not declare. A data type T has `static constexpr
-// std::string_view kDataType` and a default value.
+// approx-prefix-cache-producer). Names are resolved once, when a scheduler is built, to a *slot*; in a
+// decision a DataSlot is an array with one element for each position of the pool, a RequestSlot a single
+// value. Only a plugin that declared a datum has its slot, so nobody reads or writes what it did not declare.
+// A data type T has `static constexpr std::string_view kDataType` and a default value.
 //
 // A DataLayout belongs to a scheduler and does not change; DataColumns are one decision's working memory, one
 // thread's.

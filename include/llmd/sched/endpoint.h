@@ -88,7 +88,9 @@ struct Metrics {
     return waiting_requests.known() || running_requests.known() || kv_cache_usage.known();
   }
   // When the newest of them was read.
-  absl::Time updated() const { return std::max({waiting_requests.at, running_requests.at, kv_cache_usage.at}); }
+  absl::Time updated() const {
+    return std::max({waiting_requests.at, running_requests.at, kv_cache_usage.at});
+  }
 };
 
 // A number that an engine-specific extractor attached under a name.

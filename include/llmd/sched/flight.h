@@ -1,7 +1,8 @@
 // A request on its way: what plugins remember of it from the decision to the last byte of the answer.
 //
-// Scheduler::RunPreRequest() fills a Dispatch: headers that go upstream, and a Flight, to which plugins attach
-// their memory of the request. The host keeps the Flight as long as the request, and tells it of the response:
+// Scheduler::RunPreRequest() fills a Dispatch: headers that go upstream, and a Flight, to which plugins
+// attach their memory of the request. The host keeps the Flight as long as the request, and tells it of the
+// response:
 //
 //   Dispatch dispatch;
 //   scheduler->RunPreRequest(input, workspace, decision, dispatch);
@@ -9,9 +10,9 @@
 //   dispatch.flight.OnResponseBody({.now = now, .first = true});
 //   dispatch.flight.OnResponseBody({.now = now, .last = true, .usage = usage});
 //
-// A Flight that is destroyed or replaced early undoes what is left, exactly once, as after an abort; so a host
-// cannot leak load by forgetting a call. It may outlive the scheduler that made it. Calls for one Flight come
-// from one thread at a time, for different ones from any threads.
+// A Flight that is destroyed or replaced early undoes what is left, exactly once, as after an abort; so a
+// host cannot leak load by forgetting a call. It may outlive the scheduler that made it. Calls for one Flight
+// come from one thread at a time, for different ones from any threads.
 #ifndef LLMD_SCHED_FLIGHT_H_
 #define LLMD_SCHED_FLIGHT_H_
 

@@ -45,8 +45,8 @@ struct LatencyEstimate {
   double tpot_ms = 0;
 };
 
-// Fills one estimate for each element of `features`, NaN where it has none. False: no answer at all. Called by
-// any thread.
+// Fills one estimate for each element of `features`, NaN where it has none. False: no answer at all. Called
+// by any thread.
 using LatencyPredictor = std::function<bool(std::span<const LatencyFeatures>, std::span<LatencyEstimate>)>;
 
 }  // namespace llmd::sched

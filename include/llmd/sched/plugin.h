@@ -171,8 +171,8 @@ class AgentIdentity {
   virtual std::string_view Identify(const Request& request) const = 0;
 };
 
-// A part of the configuration that the host carries out: a data source, an extractor, a parser, a discovery, a
-// tokenizer. The parameters have been checked.
+// A part of the configuration that the host carries out: a data source, an extractor, a parser, a discovery,
+// a tokenizer. The parameters have been checked.
 class HostPlugin : public Plugin {
  public:
   enum class Kind { kDataSource, kExtractor, kParser, kDiscovery, kSyncer, kOther };

@@ -14,9 +14,9 @@
 // total += clamp(score, 0, 1) * weight, without normalisation, then one picker. (spec: scheduling.md 1.3)
 //
 // Determinism. A decision is a function of its input, the state of indexes and plugins, and the seed.
-// Threads. Schedule() and RunPreRequest() may be called by any number of threads, each with its own Workspace,
-// Decision and Explanation. Schedule() takes no lock and, once warm, does not allocate unless it returns an
-// error.
+// Threads. Schedule() and RunPreRequest() may be called by any number of threads, each with its own
+// Workspace, Decision and Explanation. Schedule() takes no lock and, once warm, does not allocate unless it
+// returns an error.
 //
 // Reload. Create() gives a new scheduler or an error and touches no other scheduler. Made with the same
 // Resources (with `states`), the new one takes over what the plugins of the old one remember; decisions and
@@ -68,7 +68,8 @@ class Scheduler {
 
   // Replaces `decision` (and `explanation`, if any). Errors:
   //   Unavailable, rejected-no-endpoints     there is no candidate
-  //   ResourceExhausted, rejected-saturated  filters leave none; or, with flow control off, the request may be
+  //   ResourceExhausted, rejected-saturated  filters leave none; or, with flow control off, the request may
+  //   be
   //                                          shed (priority < 0) and the candidates are saturated
   //   FailedPrecondition                     the request says `Prefer: if-available` and the chosen endpoint
   //                                          has nothing of its prompt

@@ -1,188 +1,152 @@
-// Time of one decision: match in two prefix indexes, six scorers, filter and pick.
+// Time and allocations of one decision.
 //
-//   bench_sched [--json]
+//   bench_sched [--json] [--quick]
 //
-// Inside the clock is Scheduler::Schedule() alone: block keys are computed before. Each endpoint has a gpu
-// and a cpu holder in the exact index; prompts are 16,384 tokens, 1,024 blocks of 16 in the exact and 256 of
-// 64 in the approximate source. Each of the prompts is held, to a random depth, by a random share of the
-// endpoints.
+// Inside the clock is Scheduler::Schedule() alone, matches of the prompt's keys in the indexes included; the
+// keys are computed before. Cases are <configuration>_e<endpoints>_t<tokens>:
+//   default  queue 2, KV usage 2, approximate prefix 3, max score: what llm-d runs when nothing is configured
+//   precise  the same with the exact index
+//   pd       decode and prefill profiles, each role filter, exact prefix 2, queue 1, active requests 1, with
+//   a
+//            decider on non-cached tokens
+// and matches_e<endpoints>_t<tokens>, the match in the exact index by itself. Decisions meet one random
+// prompt of 512 (fewer where they are long) after another.
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "bench/bench_util.h"
+#include "bench/sched/fleet.h"
 #include "llmd/base/random.h"
-#include "llmd/index/approx_index.h"
-#include "llmd/index/prefix_index.h"
-#include "llmd/sched/scheduler.h"
 
 namespace llmd::sched {
+
+extern std::size_t allocations;  // counting_new.cc
+
 namespace {
 
-constexpr std::size_t kPrompts = 512;
-constexpr std::size_t kExactBlocks = 1024;
-constexpr std::size_t kApproximateBlocks = 256;
-constexpr int kWarmUp = 2000;
-constexpr int kDecisions = 10000;
-constexpr int kRepetitions = 5;
+constexpr char kPrecise[] = "precise-prefix-cache-producer";
 
-const absl::Time kNow = absl::FromUnixSeconds(1'700'000'000);
+SchedulerConfig PreciseConfig() {
+  SchedulerConfig config = SchedulerConfig::Default();
+  config.plugins.push_back({.type = kPrecise});
+  config.plugins[2].parameters = Parameters({{"prefixMatchInfoProducerName", kPrecise}});
+  return config;
+}
 
-struct Fleet {
-  EndpointPool pool;
-  std::unique_ptr<index::PrefixIndex> exact = *index::PrefixIndex::Create({});
-  std::unique_ptr<index::ApproxIndex> approximate = *index::ApproxIndex::Create({.capacity_blocks = 200000});
-  std::vector<std::vector<BlockKey>> exact_keys;
-  std::vector<std::vector<BlockKey>> approximate_keys;
-  std::vector<std::vector<KeyChain>> chains;
-  std::vector<Prompt> prompts;
+SchedulerConfig DisaggregatedConfig() {
+  const Value precise = Parameters({{"prefixMatchInfoProducerName", kPrecise}});
+  const std::vector<PluginRef> scorers = {
+      {"prefix-cache-scorer", 2.0}, {"queue-scorer", 1.0}, {"active-request-scorer", 1.0}};
+  ProfileSpec prefill{"prefill", {{"prefill-filter"}}}, decode{"decode", {{"decode-filter"}}};
+  prefill.plugins.insert(prefill.plugins.end(), scorers.begin(), scorers.end());
+  decode.plugins.insert(decode.plugins.end(), scorers.begin(), scorers.end());
+  return {.plugins = {{.type = kPrecise},
+                      {.type = "prefix-cache-scorer", .parameters = precise},
+                      {.type = "queue-scorer"},
+                      {.type = "active-request-scorer"},
+                      {.type = "prefill-filter"},
+                      {.type = "decode-filter"},
+                      {.type = "prefix-based-pd-decider",
+                       .parameters =
+                           Parameters({{"nonCachedTokens", 512}, {"prefixMatchInfoProducerName", kPrecise}})},
+                      {.type = "disagg-profile-handler",
+                       .parameters =
+                           Parameters({{"deciders", Parameters({{"prefill", "prefix-based-pd-decider"}})}})}},
+          .profiles = {prefill, decode}};
+}
+
+struct Effort {
+  int warm_up = 1000;
+  int decisions = 5000;
+  int repetitions = 5;
 };
 
-std::vector<BlockKey> RandomKeys(Random& random, std::size_t blocks) {
-  std::vector<BlockKey> keys;
-  for (std::size_t i = 0; i < blocks; ++i) keys.push_back(random.Next());
-  return keys;
-}
-
-void Store(index::PrefixIndex& index, index::HolderId holder, const std::vector<BlockKey>& keys,
-           std::size_t depth) {
-  std::vector<index::StoredBlock> blocks;
-  for (std::size_t i = 0; i < depth; ++i) blocks.push_back({keys[i], keys[i]});
-  if (depth > 0) index.Store(holder, {}, std::nullopt, blocks);
-}
-
-std::unique_ptr<Fleet> MakeFleet(std::size_t endpoints) {
-  auto fleet = std::make_unique<Fleet>();
-  Random random(7);
-  for (std::size_t i = 0; i < kPrompts; ++i) {
-    fleet->exact_keys.push_back(RandomKeys(random, kExactBlocks));
-    fleet->approximate_keys.push_back(RandomKeys(random, kApproximateBlocks));
-  }
-  for (std::size_t i = 0; i < kPrompts; ++i) {
-    fleet->chains.push_back({{{}, 16, fleet->exact_keys[i]}, {{}, 64, fleet->approximate_keys[i]}});
-  }
-  for (const std::vector<KeyChain>& chains : fleet->chains) {
-    fleet->prompts.push_back({.token_count = kExactBlocks * 16, .tokens = {}, .chains = chains});
-  }
-  for (std::size_t e = 0; e < endpoints; ++e) {
-    const std::string name = "pod-" + std::to_string(e);
-    const EndpointHandle handle = *fleet->pool.Add({.name = name, .address = name, .port = 8000});
-    Metrics& metrics = *fleet->pool.mutable_metrics(handle);
-    metrics.waiting_requests = {static_cast<std::int64_t>(random.Below(20)), kNow};
-    metrics.running_requests = {static_cast<std::int64_t>(random.Below(200)), kNow};
-    metrics.kv_cache_usage = {random.Uniform(), kNow};
-    const index::HolderId gpu = *fleet->exact->AddHolder({.endpoint = name, .dp_rank = {}, .tier = "gpu"});
-    const index::HolderId cpu = *fleet->exact->AddHolder({.endpoint = name, .dp_rank = {}, .tier = "cpu"});
-    const index::HolderId sent = *fleet->approximate->AddHolder(name);
-    fleet->pool.BindHolder(kExactSource, gpu, handle, "gpu").IgnoreError();
-    fleet->pool.BindHolder(kExactSource, cpu, handle, "cpu").IgnoreError();
-    fleet->pool.BindHolder(kApproximateSource, sent, handle).IgnoreError();
-    for (std::size_t i = 0; i < kPrompts; ++i) {
-      if (!random.Chance(static_cast<double>(i % 10) / 9)) continue;
-      Store(*fleet->exact, gpu, fleet->exact_keys[i], random.Below(kExactBlocks));
-      Store(*fleet->exact, cpu, fleet->exact_keys[i], random.Below(kExactBlocks));
-      const std::vector<BlockKey>& keys = fleet->approximate_keys[i];
-      fleet->approximate->Predict(sent, {}, BlockKeySpan(keys).first(random.Below(keys.size())), kNow);
-    }
-  }
-  return fleet;
-}
-
-SchedulerConfig FullConfig() {
-  const Value precise = Parameters({{"prefixMatchInfoProducerName", "precise-prefix-cache-producer"}});
-  const Value precise_length = Parameters(
-      {{"prefixMatchInfoProducerName", "precise-prefix-cache-producer"}, {"matchLengthWeight", 0.5}});
-  return {.plugins = {{"", "decode-filter", {}},
-                      {"", "precise-prefix-cache-producer", {}},
-                      {"precise", "prefix-cache-scorer", precise},
-                      {"precise-length", "prefix-cache-scorer", precise_length},
-                      {"approximate", "prefix-cache-scorer", {}},
-                      {"", "queue-scorer", {}},
-                      {"", "kv-cache-utilization-scorer", {}},
-                      {"", "running-requests-size-scorer", {}},
-                      {"", "max-score-picker", {}}},
-          .profiles = {{"default",
-                        {{"decode-filter", {}},
-                         {"precise", 3.0},
-                         {"precise-length", 1.0},
-                         {"approximate", 1.0},
-                         {"queue-scorer", 2.0},
-                         {"kv-cache-utilization-scorer", 2.0},
-                         {"running-requests-size-scorer", 1.0}}}}};
-}
-
-struct Times {
-  std::vector<double> p50, p99;
-};
-
-// Calls `decide` on one random prompt after another, timing each call.
-template <typename Decide>
-Times Measure(const Fleet& fleet, const Decide& decide) {
-  Times times;
+// Calls `decide` on one random prompt after another, timing each call; reports the medians over repetitions.
+void Measure(const bench::Reporter& reporter, const std::string& name, const Fleet& fleet,
+             const Effort& effort, const std::function<void(const Prompt&, std::uint64_t seed)>& decide) {
+  std::vector<double> p50, p99, allocated;
   Random random(11);
-  for (int repetition = 0; repetition < kRepetitions; ++repetition) {
+  for (int repetition = 0; repetition < effort.repetitions; ++repetition) {
     std::vector<double> samples;
-    for (int i = -kWarmUp; i < kDecisions; ++i) {
-      const Prompt& prompt = fleet.prompts[random.Below(kPrompts)];
+    samples.reserve(static_cast<std::size_t>(effort.decisions));
+    std::size_t before = 0;
+    for (int i = -effort.warm_up; i < effort.decisions; ++i) {
+      if (i == 0) before = allocations;
+      const Prompt& prompt = fleet.prompts[random.Below(fleet.prompts.size())];
       const std::int64_t start = bench::NowNs();
       decide(prompt, static_cast<std::uint64_t>(i));
       const std::int64_t end = bench::NowNs();
       if (i >= 0) samples.push_back(static_cast<double>(end - start));
     }
-    times.p50.push_back(bench::Quantile(samples, 0.5));
-    times.p99.push_back(bench::Quantile(samples, 0.99));
+    allocated.push_back(static_cast<double>(allocations - before) / effort.decisions);
+    p50.push_back(bench::Quantile(samples, 0.5));
+    p99.push_back(bench::Quantile(samples, 0.99));
   }
-  return times;
+  reporter.Report(name, "p50_ns", bench::Median(p50), "ns", true);
+  reporter.Report(name, "p99_ns", bench::Median(p99), "ns", true);
+  reporter.Report(name, "allocs_per_decision", bench::Median(allocated), "allocations", true);
 }
 
-void Report(const bench::Reporter& reporter, const std::string& name, const Times& times) {
-  reporter.Report(name, "p50_ns", bench::Median(times.p50), "ns", true);
-  reporter.Report(name, "p99_ns", bench::Median(times.p99), "ns", true);
-}
-
-void RunFleet(const bench::Reporter& reporter, std::size_t endpoints) {
-  const std::unique_ptr<Fleet> fleet = MakeFleet(endpoints);
-  const Resources resources{{ExactIndex(*fleet->exact), ApproximateIndex(*fleet->approximate)}};
-  auto scheduler = *Scheduler::Create(FullConfig(), PluginRegistry::Builtin(), resources);
-  Workspace workspace(*scheduler);
-  Decision decision;
-  Explanation explanation;
-  const auto decide = [&](const Prompt& prompt, std::uint64_t seed, Explanation* explain) {
-    Request request;
-    request.prompts = {&prompt, 1};
-    const ScheduleInput input{.request = request, .pool = fleet->pool, .now = kNow, .seed = seed};
-    if (!scheduler->Schedule(input, workspace, decision, explain).ok()) std::abort();
-    bench::KeepAlive(decision.target());
-  };
-  const std::string suffix = "_e" + std::to_string(endpoints);
-  Report(reporter, "full_decision" + suffix,
-         Measure(*fleet, [&](const Prompt& p, std::uint64_t seed) { decide(p, seed, nullptr); }));
-  Report(reporter, "explained_decision" + suffix,
-         Measure(*fleet, [&](const Prompt& p, std::uint64_t seed) { decide(p, seed, &explanation); }));
-
-  // The two matches by themselves, to tell the index's share from the scheduler's.
-  index::PrefixIndex::Reader exact(*fleet->exact);
-  index::ApproxIndex::Reader approximate(*fleet->approximate);
+void RunFleet(const bench::Reporter& reporter, std::size_t endpoints, std::size_t tokens, Effort effort) {
+  // Long prompts held in many places take memory, not insight.
+  const std::size_t prompts = tokens > 50'000 ? 64 : tokens > 10'000 ? 512 : 2048;
+  if (endpoints >= 10'000) effort.decisions /= 5;
+  Fleet fleet({.endpoints = endpoints, .tokens = tokens, .prompts = prompts});
+  const std::string suffix = "_e" + std::to_string(endpoints) + "_t" + std::to_string(tokens / 1024) + "k";
+  const std::pair<std::string, SchedulerConfig> configs[] = {
+      {"default", SchedulerConfig::Default()}, {"precise", PreciseConfig()}, {"pd", DisaggregatedConfig()}};
+  for (const auto& [name, config] : configs) {
+    auto scheduler = Scheduler::Create(config, PluginRegistry::Builtin(), fleet.resources());
+    if (!scheduler.ok()) {
+      std::fprintf(stderr, "bench_sched: %s: %s\n", name.c_str(), scheduler.status().ToString().c_str());
+      std::exit(1);
+    }
+    Workspace workspace(**scheduler);
+    Decision decision;
+    Measure(reporter, name + suffix, fleet, effort, [&](const Prompt& prompt, std::uint64_t seed) {
+      Request request;
+      request.prompts = {&prompt, 1};
+      const ScheduleInput input{.request = request, .pool = fleet.pool, .now = kFleetTime, .seed = seed};
+      if (!(*scheduler)->Schedule(input, workspace, decision).ok()) std::abort();
+      bench::KeepAlive(decision.target());
+    });
+  }
+  index::PrefixIndex::Reader reader(*fleet.exact);
   index::MatchResult rows;
-  Report(reporter, "matches_only" + suffix, Measure(*fleet, [&](const Prompt& p, std::uint64_t) {
-           exact.Match(p.chains[0].ns, p.chains[0].keys, rows);
-           approximate.Match(p.chains[1].ns, p.chains[1].keys, rows);
-           bench::KeepAlive(rows.size());
-         }));
+  Measure(reporter, "matches" + suffix, fleet, effort, [&](const Prompt& prompt, std::uint64_t) {
+    reader.Match(prompt.chains[0].ns, prompt.chains[0].keys, rows);
+    bench::KeepAlive(rows.size());
+  });
 }
 
 }  // namespace
 }  // namespace llmd::sched
 
 int main(int argc, char** argv) {
-  const bool json = argc == 2 && std::strcmp(argv[1], "--json") == 0;
-  if (argc > 1 && !json) {
-    std::fprintf(stderr, "usage: bench_sched [--json]\n");
-    return 2;
+  bool json = false, quick = false;
+  for (int i = 1; i < argc; ++i) {
+    if (std::strcmp(argv[i], "--json") == 0) {
+      json = true;
+    } else if (std::strcmp(argv[i], "--quick") == 0) {
+      quick = true;
+    } else {
+      std::fprintf(
+          stderr, "usage: bench_sched [--json] [--quick]\n  --quick  8 and 100 endpoints, fewer decisions\n");
+      return 2;
+    }
   }
   const llmd::bench::Reporter reporter("bench_sched", json);
-  for (const std::size_t endpoints : {8, 100, 1000}) llmd::sched::RunFleet(reporter, endpoints);
+  const llmd::sched::Effort effort =
+      quick ? llmd::sched::Effort{.warm_up = 100, .decisions = 500, .repetitions = 3} : llmd::sched::Effort{};
+  const std::vector<std::size_t> endpoints =
+      quick ? std::vector<std::size_t>{8, 100} : std::vector<std::size_t>{8, 100, 1000, 10000};
+  for (const std::size_t e : endpoints) {
+    for (const std::size_t tokens : {1024, 16 * 1024, 100 * 1024})
+      llmd::sched::RunFleet(reporter, e, tokens, effort);
+  }
   return 0;
 }

@@ -73,6 +73,7 @@ absl::StatusOr<EndpointHandle> EndpointPool::Add(EndpointMetadata metadata) {
   slots_[slot].position = static_cast<Position>(endpoints_.size());
   Endpoint endpoint;
   endpoint.handle = {slot, slots_[slot].generation};
+  slot_of_id_.emplace(identity->id, slot);
   endpoint.identity = std::move(identity);
   endpoints_.push_back(std::move(endpoint));
   return endpoints_.back().handle;
@@ -87,6 +88,7 @@ bool EndpointPool::Remove(EndpointHandle endpoint) {
     }
     if (endpoint.slot < table.first_of.size()) table.first_of[endpoint.slot] = {};
   }
+  slot_of_id_.erase(endpoints_[*position].id());
   endpoints_.erase(endpoints_.begin() + *position);
   for (Position p = *position; p < endpoints_.size(); ++p) slots_[endpoints_[p].handle.slot].position = p;
   slots_[endpoint.slot].position = kNoPosition;
@@ -95,10 +97,9 @@ bool EndpointPool::Remove(EndpointHandle endpoint) {
 }
 
 std::optional<Position> EndpointPool::FindId(std::string_view id) const {
-  for (Position p = 0; p < endpoints_.size(); ++p) {
-    if (endpoints_[p].id() == id) return p;
-  }
-  return std::nullopt;
+  const auto it = slot_of_id_.find(ToAbsl(id));
+  if (it == slot_of_id_.end()) return std::nullopt;
+  return slots_[it->second].position;
 }
 
 Metrics* EndpointPool::mutable_metrics(EndpointHandle endpoint) {

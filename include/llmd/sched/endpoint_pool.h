@@ -19,8 +19,10 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "llmd/index/types.h"
 #include "llmd/sched/endpoint.h"
 
@@ -62,7 +64,7 @@ class EndpointPool {
     }
     return slots_[endpoint.slot].position;
   }
-  // By "namespace/name". Linear.
+  // By "namespace/name".
   std::optional<Position> FindId(std::string_view id) const;
 
   // For the host's writer; null for an unknown handle. Invalidated by Add() and Remove().
@@ -90,6 +92,7 @@ class EndpointPool {
   std::vector<Endpoint> endpoints_;
   std::vector<Slot> slots_;
   std::vector<std::uint32_t> free_slots_;
+  absl::flat_hash_map<absl::string_view, std::uint32_t> slot_of_id_;  // keys are views of identities
   std::vector<HolderTable> holders_;
 };
 

@@ -11,13 +11,21 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterAffinityScorers(*registry);
+    RegisterContextLength(*registry);
+    RegisterEndpointAttribute(*registry);
     RegisterLabelFilters(*registry);
+    RegisterLatencyFilters(*registry);
+    RegisterLatencyScorer(*registry);
+    RegisterLoadFilters(*registry);
+    RegisterLoadScorers(*registry);
     RegisterMetricScorers(*registry);
     RegisterPickers(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
     RegisterRoleFilters(*registry);
+    RegisterTopology(*registry);
     RegisterUtilizationDetector(*registry);
     return registry;
   }();
@@ -42,7 +50,8 @@ absl::Status PluginBuilder::WrongKind(std::string_view field, const Plugin& plug
 absl::Status PluginRegistry::Register(std::string_view type, Factory factory, Stability stability,
                                       std::string_view advice) {
   if (type.empty()) return absl::InvalidArgumentError("plugin type: name is empty");
-  if (!entries_.emplace(std::string(type), Entry{std::move(factory), stability, std::string(advice)}).second) {
+  if (!entries_.emplace(std::string(type), Entry{std::move(factory), stability, std::string(advice)})
+           .second) {
     return absl::AlreadyExistsError(absl::StrCat("plugin type ", ToAbsl(type), " is registered already"));
   }
   return absl::OkStatus();

@@ -169,6 +169,7 @@ TEST(ContextLengthAware, LabelsThatDoNotParseScoreZero) {
                                         "10-5",
                                         "-5-10",
                                         "5--10",
+                                        "0--0",
                                         "1-2-3",
                                         "1.0-2",
                                         "0x1-0x2",

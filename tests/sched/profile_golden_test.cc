@@ -175,5 +175,36 @@ TEST(GoldenScorers, PrefixMatchBeyondTheTotal) {
   EXPECT_THAT(length.Scores(), ElementsAre(1.0));
 }
 
+TEST(Stability, AlphaTypesAreExperimental) {
+  const auto stability = [](const char* type) {
+    const PluginRegistry::Entry* entry = PluginRegistry::Builtin().Find(type);
+    EXPECT_NE(entry, nullptr) << type;
+    return entry != nullptr ? entry->stability : Stability::kDeprecated;
+  };
+  for (const char* type : {"endpoint-attribute-filter", "endpoint-attribute-scorer", "utilization-filter",
+                           "topology-affinity-filter", "topology-affinity-scorer", "topology-extractor",
+                           "header-label-affinity-scorer"}) {
+    EXPECT_EQ(stability(type), Stability::kExperimental) << type;
+  }
+  for (const char* type :
+       {"load-aware-scorer", "active-request-scorer", "token-load-scorer", "lora-affinity-scorer",
+        "context-length-aware", "latency-scorer", "mm-embeddings-cache-scorer",
+        "prefix-cache-affinity-filter", "slo-headroom-tier-filter", "load-outlier-filter"}) {
+    EXPECT_EQ(stability(type), Stability::kStable) << type;
+  }
+}
+
+TEST(Warnings, ParametersWithoutEffect) {
+  SchedulerConfig config;
+  config.allow_experimental = true;
+  config.plugins = {{"power", "endpoint-attribute-scorer",
+                     Parameters({{"attributeKey", "power"},
+                                 {"producer", "dcgm-extractor"},
+                                 {"algorithm", Parameters({{"type", "linear_lower_is_better"}})}})}};
+  const auto scheduler = Scheduler::Create(config, PluginRegistry::Builtin(), {});
+  ASSERT_TRUE(scheduler.ok()) << scheduler.status();
+  EXPECT_THAT((*scheduler)->warnings(), ElementsAre(HasSubstr("power: producer has no effect")));
+}
+
 }  // namespace
 }  // namespace llmd::sched

@@ -10,13 +10,21 @@
 
 namespace llmd::sched {
 
+void RegisterAffinityScorers(PluginRegistry& registry);
+void RegisterContextLength(PluginRegistry& registry);
+void RegisterEndpointAttribute(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
+void RegisterLatencyFilters(PluginRegistry& registry);
+void RegisterLatencyScorer(PluginRegistry& registry);
+void RegisterLoadFilters(PluginRegistry& registry);
+void RegisterLoadScorers(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
+void RegisterTopology(PluginRegistry& registry);
 void RegisterUtilizationDetector(PluginRegistry& registry);
 
 // Registers a type known to be new.
@@ -33,6 +41,8 @@ inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detect
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
+inline constexpr std::string_view kEncoderCacheProducerType = "mm-embeddings-cache-producer";
+inline constexpr std::string_view kTopologyExtractorType = "topology-extractor";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

@@ -11,13 +11,21 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterAffinityScorers(*registry);
+    RegisterContextLength(*registry);
+    RegisterEndpointAttribute(*registry);
     RegisterLabelFilters(*registry);
+    RegisterLatencyFilters(*registry);
+    RegisterLatencyScorer(*registry);
+    RegisterLoadFilters(*registry);
+    RegisterLoadScorers(*registry);
     RegisterMetricScorers(*registry);
     RegisterPickers(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
     RegisterRoleFilters(*registry);
+    RegisterTopology(*registry);
     RegisterUtilizationDetector(*registry);
     return registry;
   }();

@@ -10,6 +10,9 @@
 
 namespace llmd::sched {
 
+void RegisterAdmitters(PluginRegistry& registry);
+void RegisterDeciders(PluginRegistry& registry);
+void RegisterDisaggHandlers(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
@@ -33,6 +36,8 @@ inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detect
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
+inline constexpr std::string_view kPdHandlerType = "pd-profile-handler";
+inline constexpr std::string_view kPrefixDeciderType = "prefix-based-pd-decider";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

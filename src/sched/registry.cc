@@ -11,6 +11,9 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterAdmitters(*registry);
+    RegisterDeciders(*registry);
+    RegisterDisaggHandlers(*registry);
     RegisterLabelFilters(*registry);
     RegisterMetricScorers(*registry);
     RegisterPickers(*registry);

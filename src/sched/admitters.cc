@@ -94,8 +94,8 @@ class LatencySloAdmitter final : public Plugin, public Admitter {
       if (prediction.known && prediction.valid()) return absl::OkStatus();
       if (rule.Counts(metrics.running_requests) && metrics.running_requests.value == 0)
         return absl::OkStatus();
-      if (rule.Counts(metrics.kv_cache_usage) && metrics.kv_cache_usage.value < kCold)
-        return absl::OkStatus();
+      const double kv = metrics.kv_cache_usage.value;
+      if (rule.Counts(metrics.kv_cache_usage) && kv >= 0 && kv < kCold) return absl::OkStatus();
     }
     if (!any_prediction) return absl::OkStatus();
     return Denial(

@@ -1,5 +1,5 @@
-// utilization-detector: how full endpoints are by their scraped queue and KV cache; as a filter, which of them
-// have room. (spec: scheduling.md 2.7)
+// utilization-detector: how full endpoints are by their scraped queue and KV cache; as a filter, which of
+// them have room. (spec: scheduling.md 2.7)
 #include <algorithm>
 #include <memory>
 #include <string>
@@ -35,8 +35,9 @@ class UtilizationDetector final : public Plugin, public SaturationDetector, publ
       const bool stale = Stale(metrics, now);
       if (stale && !limits_.stale_is_saturated) continue;
       sum += stale ? 1.0
-                   : std::max(static_cast<double>(metrics.waiting_requests.value) / limits_.queue_depth,
-                              metrics.kv_cache_usage.value / limits_.kv_cache);
+                   // 0 first: neither nonsense below it nor NaN gets into the mean.
+                   : std::max({0.0, static_cast<double>(metrics.waiting_requests.value) / limits_.queue_depth,
+                               metrics.kv_cache_usage.value / limits_.kv_cache});
       ++counted;
     }
     return counted == 0 ? 0.0 : sum / static_cast<double>(counted);
@@ -80,7 +81,8 @@ absl::StatusOr<std::unique_ptr<Plugin>> Make(PluginBuilder& builder) {
   read.Optional("headroom", &limits.headroom);
   read.Optional("stalenessPolicy", &staleness);
   limits.stale_is_saturated = staleness == "saturated";
-  if (!(limits.queue_depth > 0)) read.Reject("queueDepthThreshold", absl::StrCat(limits.queue_depth), "more than 0");
+  if (!(limits.queue_depth > 0))
+    read.Reject("queueDepthThreshold", absl::StrCat(limits.queue_depth), "more than 0");
   if (!(limits.kv_cache > 0 && limits.kv_cache <= 1)) {
     read.Reject("kvCacheUtilThreshold", absl::StrCat(limits.kv_cache), "more than 0 and at most 1");
   }

@@ -92,7 +92,7 @@ class EpdTest : public ::testing::Test {
     return status;
   }
 
-  std::string Header(const std::string& name) const {
+  std::string Sent(const std::string& name) const {
     for (const HeaderEdit& edit : dispatch.headers) {
       if (edit.name == name) return edit.value.value_or("removed");
     }
@@ -124,8 +124,8 @@ TEST_F(EpdTest, AllThreeStages) {
   EXPECT_THAT(prefill().targets, ElementsAre(kPrefill1));
   EXPECT_EQ(decision.target(), kDecode1);
   EXPECT_EQ(DestinationEndpoint(decision, pool), AddressOf(kDecode1));
-  EXPECT_EQ(Header("x-prefiller-host-port"), AddressOf(kPrefill1));
-  EXPECT_EQ(Header("x-encoder-hosts-ports"), AddressOf(kEncode1));
+  EXPECT_EQ(Sent("x-prefiller-host-port"), AddressOf(kPrefill1));
+  EXPECT_EQ(Sent("x-encoder-hosts-ports"), AddressOf(kEncode1));
   EXPECT_EQ(Count(DisaggKind::kEncodePrefillDecode), 1u);
   // Queue scores (max - q) / (max - min), weight 1; nothing is cached.
   const auto scores = [](const ProfileResult& result) {
@@ -194,19 +194,19 @@ TEST_F(EpdTest, PrefillGoesWhereThePrefixIs) {
   Cache(kPrefill0, 32);
   ASSERT_TRUE(Run(2048).ok());
   EXPECT_THAT(prefill().targets, ElementsAre(kPrefill0));  // 2 + 0 against 0 + 1
-  EXPECT_EQ(Header("x-prefiller-host-port"), AddressOf(kPrefill0));
-  EXPECT_EQ(Header("x-encoder-hosts-ports"), "removed");
+  EXPECT_EQ(Sent("x-prefiller-host-port"), AddressOf(kPrefill0));
+  EXPECT_EQ(Sent("x-encoder-hosts-ports"), "removed");
 }
 
 TEST_F(EpdTest, WhatIsPrefilledOnceIsCachedTheNextTime) {
   ASSERT_TRUE(Run(1280).ok());
-  EXPECT_EQ(Header("x-prefiller-host-port"), AddressOf(kPrefill1));
+  EXPECT_EQ(Sent("x-prefiller-host-port"), AddressOf(kPrefill1));
   EXPECT_EQ(index.Depth(kDecode1, TestRequest(20).keys), 20u);  // both learned it
   EXPECT_EQ(index.Depth(kPrefill1, TestRequest(20).keys), 20u);
   ASSERT_TRUE(Run(1280).ok());
   EXPECT_EQ(decision.target(), kDecode1);
   EXPECT_EQ(prefill().state, ProfileState::kSkipped);
-  EXPECT_EQ(Header("x-prefiller-host-port"), "removed");  // the client's own does not pass
+  EXPECT_EQ(Sent("x-prefiller-host-port"), "removed");  // the client's own does not pass
   EXPECT_EQ(Count(DisaggKind::kPrefillDecode), 1u);
   EXPECT_EQ(Count(DisaggKind::kDecodeOnly), 1u);
   ASSERT_TRUE(Run(1280, true).ok());
@@ -225,8 +225,8 @@ TEST_F(EpdTest, WithoutPrefillersOrEncodersDecodeServesAlone) {
   EXPECT_EQ(prefill().state, ProfileState::kFailed);
   EXPECT_EQ(encode().state, ProfileState::kFailed);
   EXPECT_EQ(DestinationEndpoint(decision, pool), "10.0.0.5:8000");
-  EXPECT_EQ(Header("x-prefiller-host-port"), "removed");
-  EXPECT_EQ(Header("x-encoder-hosts-ports"), "removed");
+  EXPECT_EQ(Sent("x-prefiller-host-port"), "removed");
+  EXPECT_EQ(Sent("x-encoder-hosts-ports"), "removed");
   EXPECT_EQ(Count(DisaggKind::kDecodeOnly), 1u);
 }
 
@@ -256,7 +256,7 @@ TEST_F(EpdTest, PrefillFirst) {
   ASSERT_TRUE(Run(10).ok());  // however short
   EXPECT_THAT(prefill().targets, ElementsAre(kPrefill1));
   EXPECT_EQ(encode().state, ProfileState::kSkipped);
-  EXPECT_EQ(Header("x-prefiller-host-port"), AddressOf(kPrefill1));
+  EXPECT_EQ(Sent("x-prefiller-host-port"), AddressOf(kPrefill1));
   ASSERT_TRUE(Run(10, true).ok());
   EXPECT_THAT(encode().targets, ElementsAre(kEncode1));
   EXPECT_EQ(Count(DisaggKind::kEncodePrefillDecode), 1u);

@@ -231,6 +231,8 @@ TEST_F(EpdTest, WithoutPrefillersOrEncodersDecodeServesAlone) {
 }
 
 TEST_F(EpdTest, WithoutDecodersTheRequestFails) {
+  ASSERT_TRUE(Run(10).ok());
+  EXPECT_NE(prefill().skip_reason, nullptr);
   for (const Position p : {kUnlabelled, kDecode1, kDecode0}) ASSERT_TRUE(pool.Remove(pool[p].handle));
   const absl::Status status = Run(2048, true);
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
@@ -239,6 +241,7 @@ TEST_F(EpdTest, WithoutDecodersTheRequestFails) {
             "request");
   EXPECT_EQ(GetDroppedReason(status), DroppedReason::kSaturated);
   EXPECT_EQ(prefill().state, ProfileState::kPending);
+  EXPECT_EQ(prefill().skip_reason, nullptr);  // nothing is left of the decision before
   EXPECT_EQ(Run(0).code(), absl::StatusCode::kResourceExhausted);
   pool = {};
   EXPECT_EQ(Run(2048).code(), absl::StatusCode::kUnavailable);

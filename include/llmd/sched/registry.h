@@ -68,8 +68,8 @@ class PluginBuilder {
   const Resources& resources() const { return environment_.resources; }
   const Compatibility& compatibility() const { return environment_.compatibility; }
   void Warn(std::string warning) { environment_.warn(std::move(warning)); }
-  // What the plugin is a part of, for advice and defaults that depend on it: plugins as given (plus those added
-  // so far), profiles as given. Null for a plugin made by itself.
+  // What the plugin is a part of, for advice and defaults that depend on it: plugins as given (plus those
+  // added so far), profiles as given. Null for a plugin made by itself.
   const SchedulerConfig* config() const { return environment_.config; }
 
   // The plugin publishes T under its own name, for every endpoint or for the request.

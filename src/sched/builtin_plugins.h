@@ -2,6 +2,7 @@
 #ifndef SRC_SCHED_BUILTIN_PLUGINS_H_
 #define SRC_SCHED_BUILTIN_PLUGINS_H_
 
+#include <cassert>
 #include <memory>
 #include <string_view>
 
@@ -10,8 +11,11 @@
 
 namespace llmd::sched {
 
+void RegisterAdmitters(PluginRegistry& registry);
 void RegisterAffinityScorers(PluginRegistry& registry);
 void RegisterContextLength(PluginRegistry& registry);
+void RegisterDeciders(PluginRegistry& registry);
+void RegisterDisaggHandlers(PluginRegistry& registry);
 void RegisterEndpointAttribute(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterLatencyFilters(PluginRegistry& registry);
@@ -30,7 +34,8 @@ void RegisterUtilizationDetector(PluginRegistry& registry);
 // Registers a type known to be new.
 inline void MustRegister(PluginRegistry& registry, std::string_view type, PluginRegistry::Factory factory,
                          Stability stability = Stability::kStable, std::string_view advice = {}) {
-  registry.Register(type, std::move(factory), stability, advice).IgnoreError();
+  [[maybe_unused]] const absl::Status status = registry.Register(type, std::move(factory), stability, advice);
+  assert(status.ok());
 }
 
 inline constexpr std::string_view kApproxProducerType = "approx-prefix-cache-producer";
@@ -43,6 +48,8 @@ inline constexpr std::string_view kLatencyProducerType = "predicted-latency-prod
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
 inline constexpr std::string_view kEncoderCacheProducerType = "mm-embeddings-cache-producer";
 inline constexpr std::string_view kTopologyExtractorType = "topology-extractor";
+inline constexpr std::string_view kPdHandlerType = "pd-profile-handler";
+inline constexpr std::string_view kPrefixDeciderType = "prefix-based-pd-decider";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

@@ -40,6 +40,9 @@ std::size_t PickRandom(std::uint64_t tie_seed, std::span<ScoredEndpoint> scored,
   });
 }
 
+// NaN, which sums of huge weights can give, ranks last instead of breaking the order.
+double Rankable(double score) { return std::isnan(score) ? -std::numeric_limits<double>::infinity() : score; }
+
 class MaxScorePicker final : public Plugin, public Picker {
  public:
   MaxScorePicker(std::string type, std::string name, std::size_t k)
@@ -47,7 +50,9 @@ class MaxScorePicker final : public Plugin, public Picker {
 
   std::size_t Pick(Context&, std::uint64_t tie_seed, std::span<ScoredEndpoint> scored) const override {
     return SelectFirst(scored, k_, [tie_seed](const ScoredEndpoint& a, const ScoredEndpoint& b) {
-      return a.score != b.score ? a.score > b.score : TieBefore(tie_seed, a, b);
+      const double score_a = Rankable(a.score);
+      const double score_b = Rankable(b.score);
+      return score_a != score_b ? score_a > score_b : TieBefore(tie_seed, a, b);
     });
   }
 

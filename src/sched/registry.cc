@@ -11,8 +11,11 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterAdmitters(*registry);
     RegisterAffinityScorers(*registry);
     RegisterContextLength(*registry);
+    RegisterDeciders(*registry);
+    RegisterDisaggHandlers(*registry);
     RegisterEndpointAttribute(*registry);
     RegisterLabelFilters(*registry);
     RegisterLatencyFilters(*registry);

@@ -22,6 +22,7 @@ void Reset(Decision& decision, std::size_t profiles) {
     result.targets.clear();
     result.scored.clear();
     result.port = 0;
+    result.skip_reason = nullptr;
   }
   decision.primary = 0;
 }

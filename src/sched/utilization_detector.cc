@@ -35,8 +35,9 @@ class UtilizationDetector final : public Plugin, public SaturationDetector, publ
       const bool stale = Stale(metrics, now);
       if (stale && !limits_.stale_is_saturated) continue;
       sum += stale ? 1.0
-                   : std::max(static_cast<double>(metrics.waiting_requests.value) / limits_.queue_depth,
-                              metrics.kv_cache_usage.value / limits_.kv_cache);
+                   // 0 first: neither nonsense below it nor NaN gets into the mean.
+                   : std::max({0.0, static_cast<double>(metrics.waiting_requests.value) / limits_.queue_depth,
+                               metrics.kv_cache_usage.value / limits_.kv_cache});
       ++counted;
     }
     return counted == 0 ? 0.0 : sum / static_cast<double>(counted);

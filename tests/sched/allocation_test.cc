@@ -57,5 +57,57 @@ TEST(Allocation, NoneOnceWarm) {
   EXPECT_EQ(during, 0u);
 }
 
+TEST(Allocation, NoneInThreeStagesWithAdmission) {
+  EndpointPool pool;
+  FakeIndex approximate;
+  for (std::uint16_t i = 0; i < 30; ++i) {
+    const char* const roles[] = {"encode", "prefill", "decode"};
+    const EndpointHandle handle = AddEndpoint(pool, {{std::string(kRoleLabel), roles[i % 3]}});
+    Metrics& metrics = *pool.mutable_metrics(handle);
+    metrics.waiting_requests = {0, kNow};
+    metrics.running_requests = {i % 11, kNow};
+    metrics.kv_cache_usage = {i * 0.001, kNow};
+    ASSERT_TRUE(pool.BindHolder(kApproximateSource, {i, 1}, handle).ok());
+    approximate.Store(i, {0, 1});
+  }
+  SchedulerConfig config;
+  const Value deciders =
+      Parameters({{"encode", "always-disagg-multimodal-decider"}, {"prefill", "prefix-based-pd-decider"}});
+  config.plugins = {{"", "always-disagg-multimodal-decider", {}},
+                    {"", "prefix-based-pd-decider", Parameters({{"nonCachedTokens", 512}})},
+                    {"", "disagg-profile-handler", Parameters({{"deciders", deciders}})},
+                    {"", "probabilistic-admitter", {}},
+                    {"", "encode-filter", {}},
+                    {"", "prefill-filter", {}},
+                    {"", "decode-filter", {}},
+                    {"", "prefix-cache-scorer", {}},
+                    {"", "weighted-random-picker", {}}};
+  for (const char* stage : {"encode", "prefill", "decode"}) {
+    config.profiles.push_back({stage, {{std::string(stage) + "-filter", {}}, {"prefix-cache-scorer", {}}}});
+  }
+  const auto scheduler = Scheduler::Create(config, PluginRegistry::Builtin(), {{{}, approximate.source()}});
+  ASSERT_TRUE(scheduler.ok()) << scheduler.status();
+  TestRequest request(20, 64);
+  const MultimodalItem image{.modality = "image", .hash = "h", .offset = 0, .length = 1};
+  request.prompts[0].items = {&image, 1};
+  request.request.priority = -1;
+  Workspace workspace(**scheduler);
+  Decision decision;
+  bool ok = true;
+  const auto decide = [&](std::uint64_t seed) {
+    ok &= (*scheduler)
+              ->Schedule({.request = request.request, .pool = pool, .now = kNow, .seed = seed}, workspace,
+                         decision)
+              .ok();
+    for (const ProfileResult& result : decision.profiles) ok &= result.state == ProfileState::kDone;
+  };
+  decide(0);
+  const std::size_t before = allocations;
+  for (std::uint64_t seed = 1; seed < 100; ++seed) decide(seed);
+  const std::size_t during = allocations - before;
+  EXPECT_TRUE(ok);
+  EXPECT_EQ(during, 0u);
+}
+
 }  // namespace
 }  // namespace llmd::sched

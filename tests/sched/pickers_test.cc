@@ -1,5 +1,7 @@
 #include <gmock/gmock.h>
 
+#include <cmath>
+#include <limits>
 #include <map>
 
 #include "tests/sched/sched_test_util.h"
@@ -113,6 +115,121 @@ TEST(WeightedRandomPicker, PositiveScoresComeFirstAndNonPositiveAloneAreRandom) 
   for (std::uint64_t seed = 0; seed < 100; ++seed)
     seen.insert(Pick("weighted-random-picker", 1, {0, -1}, seed).front());
   EXPECT_THAT(seen, UnorderedElementsAre(0, 1));
+}
+
+// Tables. The numbers are from the definitions: k best by score, NaN last; A-Res draws one after the other
+// with probability proportional to the score among those left.
+
+TEST(MaxScorePicker, Table) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  constexpr double kInf = std::numeric_limits<double>::infinity();
+  struct Case {
+    std::vector<double> scores;
+    int k;
+    std::vector<Position> picked;
+  };
+  const Case cases[] = {
+      {{0}, 1, {0}},
+      {{-1}, 3, {0}},
+      {{0, -1}, 2, {0, 1}},
+      {{0, -0.5, 0.5}, 2, {2, 0}},
+      {{0.1, 0.2, 0.30000000000000004, 0.3}, 4, {2, 3, 1, 0}},  // by the last bit
+      {{kNan, -5}, 1, {1}},
+      {{-kInf, 1, kNan, kInf}, 2, {3, 1}},
+      {{kNan}, 1, {0}},
+      {{2, 1, 3}, 1000000, {2, 0, 1}},
+  };
+  for (const Case& c : cases) {
+    for (std::uint64_t seed = 0; seed < 20; ++seed) {
+      EXPECT_EQ(Pick("max-score-picker", c.k, c.scores, seed), c.picked) << seed;
+      EXPECT_EQ(Pick("max-score-picker", c.k, c.scores, seed, true), c.picked) << seed;
+    }
+  }
+}
+
+// Counts how often each ordered result turns up.
+std::map<std::vector<Position>, int> Histogram(const std::string& type, int k,
+                                               const std::vector<double>& scores, int seeds) {
+  std::map<std::vector<Position>, int> count;
+  for (int seed = 0; seed < seeds; ++seed) ++count[Pick(type, k, scores, static_cast<std::uint64_t>(seed))];
+  return count;
+}
+
+TEST(MaxScorePicker, OrdersOfEqualsAreEquallyLikely) {
+  // Two slots for three equals behind a better one: 6 orders, 1000 each; a deviation of 29 is usual.
+  const auto count = Histogram("max-score-picker", 3, {1, 1, 9, 1}, 6000);
+  EXPECT_EQ(count.size(), 6u);
+  for (const auto& [picked, n] : count) {
+    EXPECT_EQ(picked[0], 2u);
+    EXPECT_NEAR(n, 1000, 120);
+  }
+}
+
+TEST(RandomPicker, EveryOrderIsEquallyLikely) {
+  const auto count = Histogram("random-picker", 3, {5, 0, std::numeric_limits<double>::quiet_NaN()}, 6000);
+  EXPECT_EQ(count.size(), 6u);
+  for (const auto& [picked, n] : count) EXPECT_NEAR(n, 1000, 120);
+}
+
+TEST(WeightedRandomPicker, DrawsWithoutReplacement) {
+  // Weights 1, 2, 5: P(i, j) = w_i / 8 * w_j / (8 - w_i), of 20000.
+  const std::map<std::vector<Position>, int> expected = {
+      {{0, 1}, 714},   // 1/8 * 2/7
+      {{0, 2}, 1786},  // 1/8 * 5/7
+      {{1, 0}, 833},   // 2/8 * 1/6
+      {{1, 2}, 4167},  // 2/8 * 5/6
+      {{2, 0}, 4167},  // 5/8 * 1/3
+      {{2, 1}, 8333},  // 5/8 * 2/3
+  };
+  const auto count = Histogram("weighted-random-picker", 2, {1, 2, 5}, 20000);
+  EXPECT_EQ(count.size(), expected.size());
+  for (const auto& [picked, n] : expected) {
+    // Four standard deviations, sqrt(n (1 - n / 20000)).
+    EXPECT_NEAR(count.at(picked), n, 4 * std::sqrt(n * (1 - n / 20000.0))) << picked[0] << picked[1];
+  }
+}
+
+TEST(WeightedRandomPicker, ScoresMayExceedOneAndScaleDoesNotMatter) {
+  for (const double scale : {1e-6, 1.0, 1e6}) {
+    // 3 : 1 of 4000; a deviation of 27 is usual.
+    const auto count = Histogram("weighted-random-picker", 1, {3 * scale, 1 * scale}, 4000);
+    EXPECT_NEAR(count.at({0}), 3000, 110) << scale;
+  }
+}
+
+TEST(WeightedRandomPicker, ZeroNegativeAndNanComeLastInRandomOrder) {
+  constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+  const auto count = Histogram("weighted-random-picker", 9, {0, 0.001, -3, kNan}, 6000);
+  EXPECT_EQ(count.size(), 6u);
+  for (const auto& [picked, n] : count) {
+    EXPECT_EQ(picked.size(), 4u);
+    EXPECT_EQ(picked[0], 1u);
+    EXPECT_NEAR(n, 1000, 120);
+  }
+  // Nobody above 0: all alike.
+  const auto alike = Histogram("weighted-random-picker", 1, {0, -3, kNan}, 3000);
+  EXPECT_EQ(alike.size(), 3u);
+  for (const auto& [picked, n] : alike) EXPECT_NEAR(n, 1000, 120);
+}
+
+TEST(WeightedRandomPicker, AnInfiniteScoreWins) {
+  for (std::uint64_t seed = 0; seed < 50; ++seed) {
+    EXPECT_THAT(Pick("weighted-random-picker", 1, {1e300, std::numeric_limits<double>::infinity()}, seed),
+                ElementsAre(1));
+  }
+}
+
+TEST_P(AllPickers, LimitsOfK) {
+  for (const int k : {0, -1, -1000000}) EXPECT_EQ(Pick(GetParam(), k, {1, 2, 3}, 7).size(), 1u) << k;
+  EXPECT_EQ(Pick(GetParam(), 3, {1, 2, 3}, 7).size(), 3u);
+  EXPECT_EQ(Pick(GetParam(), 4, {1, 2, 3}, 7).size(), 3u);
+  EXPECT_THAT(Pick(GetParam(), 5, {1}, 7), ElementsAre(0));
+  PluginUnderTest plugin(GetParam(), {});
+  EXPECT_TRUE(plugin.status.ok());
+  for (const Value& bad : {Value("many"), Value(1.5), Value(true)}) {
+    EXPECT_FALSE(PluginUnderTest(GetParam(), Parameters({{"maxNumOfEndpoints", bad}})).status.ok());
+  }
+  EXPECT_FALSE(PluginUnderTest(GetParam(), Parameters({{"k", 1}})).status.ok());
 }
 
 }  // namespace

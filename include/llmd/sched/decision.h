@@ -35,6 +35,7 @@ struct ProfileResult {
   std::vector<Position> targets;       // best first; not empty when kDone
   std::vector<ScoredEndpoint> scored;  // every endpoint that passed the filters, in pool order
   std::uint16_t port = 0;              // where targets are to be reached; 0: at their own ports
+  const char* skip_reason = nullptr;   // of kSkipped: a string literal that says why, if the handler does
 };
 
 struct Decision {

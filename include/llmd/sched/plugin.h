@@ -138,12 +138,21 @@ class PreRequest {
                                   std::span<const std::string> profiles, Dispatch& dispatch) = 0;
 };
 
+// Whether a further stage is worth it and, if not, why: a string literal, so that hosts can count reasons.
+struct Verdict {
+  bool run = false;
+  const char* reason = nullptr;
+
+  static Verdict Yes() { return {true, nullptr}; }
+  static Verdict No(const char* reason) { return {false, reason}; }
+};
+
 // Says whether a further stage is worth it. Named in the parameters of a profile handler.
 class Decider {
  public:
   virtual ~Decider() = default;
   // `endpoint` is what an earlier stage chose, if one ran.
-  virtual bool Decide(Context& context, std::optional<Position> endpoint) const = 0;
+  virtual Verdict Decide(Context& context, std::optional<Position> endpoint) const = 0;
 };
 
 // May turn a request away after the data producers ran and before any profile.

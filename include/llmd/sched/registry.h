@@ -48,6 +48,7 @@ struct PluginEnvironment {
   // A plugin of the same configuration by name, made on the spot if need be. NotFound for an unknown name.
   std::function<absl::StatusOr<Plugin*>(std::string_view name)> find_plugin;
   std::function<void(std::string warning)> warn;
+  const SchedulerConfig* config = nullptr;  // null for a plugin made by itself
 };
 
 // What a factory may use.
@@ -67,6 +68,9 @@ class PluginBuilder {
   const Resources& resources() const { return environment_.resources; }
   const Compatibility& compatibility() const { return environment_.compatibility; }
   void Warn(std::string warning) { environment_.warn(std::move(warning)); }
+  // What the plugin is a part of, for advice and defaults that depend on it: plugins as given (plus those
+  // added so far), profiles as given. Null for a plugin made by itself.
+  const SchedulerConfig* config() const { return environment_.config; }
 
   // The plugin publishes T under its own name, for every endpoint or for the request.
   template <typename T>

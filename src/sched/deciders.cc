@@ -119,10 +119,6 @@ absl::StatusOr<std::unique_ptr<Plugin>> MakePrefixBased(PluginBuilder& builder) 
   read.Optional("prefixMatchInfoProducerName", &producer);
   if (non_cached_tokens < 0) read.Reject("nonCachedTokens", absl::StrCat(non_cached_tokens), "at least 0");
   if (prompt_tokens < 0) read.Reject("promptTokens", absl::StrCat(prompt_tokens), "at least 0");
-  if (!producer.empty() && builder.compatibility().decider_reads_default_producer) {
-    read.Reject("prefixMatchInfoProducerName", absl::StrCat("\"", producer, "\""),
-                "none with compatibility deciderReadsDefaultProducer");
-  }
   if (absl::Status status = read.Finish(); !status.ok()) return status;
   if (non_cached_tokens == 0) {
     builder.Warn(absl::StrCat(builder.name(), ": nonCachedTokens is 0, so it never says yes"));

@@ -75,12 +75,10 @@ class DisaggHandler final : public Plugin, public ProfileHandler, public PreRequ
     }
   }
 
-  absl::Status Finish(Context&, Decision& decision) const override {
+  absl::Status Finish(Context& context, Decision& decision) const override {
     decision.primary = static_cast<std::uint32_t>(decode_);
     ProfileResult& decode = decision.profiles[decode_];
-    if (decode.state != ProfileState::kDone) {
-      return absl::ResourceExhaustedError("failed to find available decode workers");
-    }
+    if (decode.state != ProfileState::kDone) return NoDecoder(context);
     decode.port = options_.primary_port;
     Count(decision);
     return absl::OkStatus();
@@ -99,6 +97,15 @@ class DisaggHandler final : public Plugin, public ProfileHandler, public PreRequ
   }
 
  private:
+  // Endpoints that are full may be free again soon; a pool in which none decodes will not serve a retry.
+  static absl::Status NoDecoder(const Context& context) {
+    const bool any = std::any_of(context.candidates.begin(), context.candidates.end(), [&](Position candidate) {
+      return (context.pool[candidate].identity->roles & kRoleDecode) != 0;
+    });
+    if (any) return absl::ResourceExhaustedError("failed to find available decode workers");
+    return WithDroppedReason(absl::UnavailableError("no candidate endpoint decodes"), DroppedReason::kNoEndpoints);
+  }
+
   void NextDecodeFirst(Context& context, std::span<ProfileResult> profiles) const {
     ProfileResult& decode = profiles[decode_];
     if (decode.state == ProfileState::kPending) decode.state = ProfileState::kRequested;

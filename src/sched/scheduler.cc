@@ -70,7 +70,9 @@ absl::Status FailedDecision(const absl::Status& error, std::span<const Profile> 
                     ": no endpoints available for the given request");
   }
   absl::Status status(error.code(), message);
-  return failed ? WithDroppedReason(std::move(status), DroppedReason::kSaturated) : status;
+  DroppedReason reason = GetDroppedReason(error);
+  if (reason == DroppedReason::kNone && failed) reason = DroppedReason::kSaturated;
+  return reason == DroppedReason::kNone ? status : WithDroppedReason(std::move(status), reason);
 }
 
 // RFC 7240: a comma-separated list of preferences, names without regard to case, parameters behind a

@@ -89,9 +89,8 @@ TEST(PrefixBasedDecider, MoreCachedThanAsked) {
 }
 
 TEST(PrefixBasedDecider, ParameterErrors) {
-  const auto message = [](const Value& parameters, const Compatibility& compatibility = {}) {
-    return std::string(
-        PluginUnderTest("prefix-based-pd-decider", parameters, {}, compatibility).status.message());
+  const auto message = [](const Value& parameters) {
+    return std::string(PluginUnderTest("prefix-based-pd-decider", parameters).status.message());
   };
   EXPECT_THAT(message(Parameters({{"nonCachedTokens", -1}})),
               HasSubstr("nonCachedTokens is -1, expected at least 0"));
@@ -100,8 +99,6 @@ TEST(PrefixBasedDecider, ParameterErrors) {
   EXPECT_THAT(message(Parameters({{"nonCachedTokens", "many"}})), HasSubstr("nonCachedTokens is a string"));
   EXPECT_THAT(message(Parameters({{"nonCachedTokens", 0.5}})), HasSubstr("nonCachedTokens is a number"));
   EXPECT_THAT(message(Parameters({{"threshold", 1}})), HasSubstr("threshold is unknown"));
-  EXPECT_THAT(message(Parameters({{"prefixMatchInfoProducerName", "exact"}}), Compatibility::LlmD()),
-              HasSubstr("expected none with compatibility deciderReadsDefaultProducer"));
 }
 
 // Which producers end up in a scheduler with this decider, and the warnings.

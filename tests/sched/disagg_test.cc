@@ -110,7 +110,7 @@ class DisaggTest : public ::testing::Test {
     return ran;
   }
 
-  Context MakeContext() { return {request, pool, kNow, random, *columns}; }
+  Context MakeContext() { return {request, pool, kNow, random, *columns, candidates}; }
 
   // "name=value", or "-name" for a removal.
   std::vector<std::string> Headers(Dispatch dispatch = {}) {
@@ -142,6 +142,7 @@ class DisaggTest : public ::testing::Test {
   std::vector<std::string> names;
   Request request;
   EndpointPool pool = MakePool(5);
+  std::vector<Position> candidates = AllPositions(pool);
   Random random{1};
   Decision decision;
   absl::Status finished;

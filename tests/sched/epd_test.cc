@@ -235,14 +235,14 @@ TEST_F(EpdTest, WithoutDecodersTheRequestFails) {
   EXPECT_NE(prefill().skip_reason, nullptr);
   for (const Position p : {kUnlabelled, kDecode1, kDecode0}) ASSERT_TRUE(pool.Remove(pool[p].handle));
   const absl::Status status = Run(2048, true);
-  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  // Nobody can decode: not a matter of waiting.
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(status.message(),
-            "failed to find available decode workers; profile decode: no endpoints available for the given "
-            "request");
-  EXPECT_EQ(GetDroppedReason(status), DroppedReason::kSaturated);
+            "no candidate endpoint decodes; profile decode: no endpoints available for the given request");
+  EXPECT_EQ(GetDroppedReason(status), DroppedReason::kNoEndpoints);
   EXPECT_EQ(prefill().state, ProfileState::kPending);
   EXPECT_EQ(prefill().skip_reason, nullptr);  // nothing is left of the decision before
-  EXPECT_EQ(Run(0).code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(Run(0).code(), absl::StatusCode::kUnavailable);
   pool = {};
   EXPECT_EQ(Run(2048).code(), absl::StatusCode::kUnavailable);
 }

@@ -10,13 +10,22 @@
 
 namespace llmd::sched {
 
+void RegisterBurstProducer(PluginRegistry& registry);
+void RegisterEncoderCacheProducer(PluginRegistry& registry);
+void RegisterInFlightProducer(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
+void RegisterLatencyProducer(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterNoHitLruScorer(PluginRegistry& registry);
+void RegisterP2pSourceProducer(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
+void RegisterPreciseProducer(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
+void RegisterRequestIdentity(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
+void RegisterSessionAffinity(PluginRegistry& registry);
 void RegisterUtilizationDetector(PluginRegistry& registry);
 
 // Registers a type known to be new.
@@ -31,6 +40,8 @@ inline constexpr std::string_view kSingleProfileHandlerType = "single-profile-ha
 inline constexpr std::string_view kUtilizationDetectorType = "utilization-detector";
 inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detector";
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
+inline constexpr std::string_view kEncoderCacheProducerType = "mm-embeddings-cache-producer";
+inline constexpr std::string_view kSessionIdProducerType = "session-id-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";

@@ -11,13 +11,17 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterInFlightProducer(*registry);
     RegisterLabelFilters(*registry);
     RegisterMetricScorers(*registry);
+    RegisterNoHitLruScorer(*registry);
     RegisterPickers(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
+    RegisterRequestIdentity(*registry);
     RegisterRoleFilters(*registry);
+    RegisterSessionAffinity(*registry);
     RegisterUtilizationDetector(*registry);
     return registry;
   }();

@@ -8,7 +8,7 @@
 // Memory is taken at once and never grows: kEntryBytes for each of the capacity's entries, 40 MB for the
 // default of a million sessions. A session is known by a 128-bit fingerprint (XXH3), so its length costs
 // nothing. It may live in one of two groups of eight entries; when both are full of sessions in use, the one
-// used least recently makes room. Until some nine tenths of the capacity are in use that hardly happens.
+// used least recently makes room. Until four fifths of the capacity are in use that hardly happens.
 //
 // Any thread may call anything. Find() takes no lock and waits for nobody: a session that is being bound for
 // the first time, or replaced by another, at that very moment may read as unbound.

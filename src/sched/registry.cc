@@ -16,6 +16,7 @@ const PluginRegistry& PluginRegistry::Builtin() {
     RegisterMetricScorers(*registry);
     RegisterNoHitLruScorer(*registry);
     RegisterPickers(*registry);
+    RegisterPreciseProducer(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
@@ -26,6 +27,15 @@ const PluginRegistry& PluginRegistry::Builtin() {
     return registry;
   }();
   return builtin;
+}
+
+std::vector<std::string> PluginBuilder::NamesOfType(std::string_view type) const {
+  std::vector<std::string> names;
+  if (environment_.plugins == nullptr) return names;
+  for (const PluginSpec& plugin : *environment_.plugins) {
+    if (plugin.type == type) names.push_back(plugin.name.empty() ? plugin.type : plugin.name);
+  }
+  return names;
 }
 
 absl::Status PluginBuilder::BadReference(std::string_view field, std::string_view plugin,

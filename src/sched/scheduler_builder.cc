@@ -32,7 +32,8 @@ class Builder {
                      *impl.states,
                      impl.config.compatibility,
                      [this](std::string_view name) { return FindOrMake(name); },
-                     [&impl](std::string warning) { impl.warnings.push_back(std::move(warning)); }},
+                     [&impl](std::string warning) { impl.warnings.push_back(std::move(warning)); },
+                     &impl.config.plugins},
         impl_(impl) {}
 
   absl::Status Build();

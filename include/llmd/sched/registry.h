@@ -48,6 +48,7 @@ struct PluginEnvironment {
   // A plugin of the same configuration by name, made on the spot if need be. NotFound for an unknown name.
   std::function<absl::StatusOr<Plugin*>(std::string_view name)> find_plugin;
   std::function<void(std::string warning)> warn;
+  const std::vector<PluginSpec>* plugins = nullptr;  // of the configuration; null: unknown
 };
 
 // What a factory may use.
@@ -96,6 +97,9 @@ class PluginBuilder {
     if (kind == nullptr) return WrongKind(field, **found);
     return kind;
   }
+
+  // The plugins of that type in the configuration.
+  std::vector<std::string> NamesOfType(std::string_view type) const;
 
   // Memory kept under a plugin's name beyond the scheduler's life; T is made with `args` at first.
   template <typename T, typename... Args>

@@ -11,10 +11,14 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterBurstProducer(*registry);
+    RegisterEncoderCacheProducer(*registry);
     RegisterInFlightProducer(*registry);
     RegisterLabelFilters(*registry);
+    RegisterLatencyProducer(*registry);
     RegisterMetricScorers(*registry);
     RegisterNoHitLruScorer(*registry);
+    RegisterP2pSourceProducer(*registry);
     RegisterPickers(*registry);
     RegisterPreciseProducer(*registry);
     RegisterPrefixProducers(*registry);

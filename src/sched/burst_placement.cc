@@ -84,15 +84,13 @@ class Placement {
 
   void Place(const Unit& unit, std::vector<std::optional<std::size_t>>& places) {
     of_unit_.assign(replicas_.size(), 0);
-    std::optional<std::size_t> target = MostShared(unit);
-    for (std::size_t i = 0; i < unit.members.size();) {
-      if (!target) target = LeastLoaded();
-      const std::size_t run = std::min(unit.members.size() - i, Room(*target));
-      for (std::size_t j = 0; j < run; ++j) places[unit.members[i + j]] = *target;
-      of_unit_[*target] += run;
-      load_[*target] += run * Load(unit);
+    std::size_t target = MostShared(unit).value_or(LeastLoaded());
+    for (std::size_t i = 0; i < unit.members.size(); target = LeastLoaded()) {
+      const std::size_t run = std::min(unit.members.size() - i, Room(target));
+      for (std::size_t j = 0; j < run; ++j) places[unit.members[i + j]] = target;
+      of_unit_[target] += run;
+      load_[target] += run * Load(unit);
       i += run;
-      target.reset();
     }
     for (std::size_t r = 0; r < replicas_.size(); ++r) {
       if (of_unit_[r] > 0) Remember(unit, static_cast<std::uint32_t>(r));

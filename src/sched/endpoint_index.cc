@@ -12,7 +12,7 @@ EndpointIndex::EndpointIndex(absl::Duration ttl)
                  .value()) {}
 
 std::size_t EndpointIndex::size() const {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   return endpoints_.size();
 }
 
@@ -62,15 +62,16 @@ EndpointIndex::Mark* EndpointIndex::FindOrAdd(EndpointHandle endpoint, const End
 
 EndpointIndex::Writer::Writer(EndpointIndex& index, const EndpointPool& pool, absl::Time now,
                               std::size_t capacity)
-    : index_(index), pool_(pool), now_(now), capacity_(capacity) {
-  index_.mutex_.Lock();
+    : index_(index), pool_(pool), capacity_(capacity) {
+  index_.mutex_.lock();
+  now_ = index_.latest_ = std::max(index_.latest_, now);
   // All holders are looked at, so not at every record.
-  if (index_.ttl_ == absl::InfiniteDuration() || now - index_.last_expiry_ < index_.ttl_ / 16) return;
-  index_.last_expiry_ = now;
-  index_.index_->Expire(now);
+  if (index_.ttl_ == absl::InfiniteDuration() || now_ - index_.last_expiry_ < index_.ttl_ / 16) return;
+  index_.last_expiry_ = now_;
+  index_.index_->Expire(now_);
 }
 
-EndpointIndex::Writer::~Writer() { index_.mutex_.Unlock(); }
+EndpointIndex::Writer::~Writer() { index_.mutex_.unlock(); }
 
 void EndpointIndex::Writer::Record(EndpointHandle endpoint, const index::NamespaceId& ns,
                                    BlockKeySpan chain) {

@@ -14,11 +14,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <utility>
 #include <vector>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "llmd/index/approx_index.h"
 #include "llmd/sched/endpoint_pool.h"
@@ -93,18 +92,18 @@ class EndpointIndex {
     index::HolderId holder;
   };
 
-  Mark* FindOrAdd(EndpointHandle endpoint, const EndpointPool& pool, std::size_t capacity)
-      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Retire(EndpointHandle endpoint) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void RetireAbsent(const EndpointPool& pool) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  Mark* FindOrAdd(EndpointHandle endpoint, const EndpointPool& pool, std::size_t capacity);
+  void Retire(EndpointHandle endpoint);
+  void RetireAbsent(const EndpointPool& pool);
 
   const absl::Duration ttl_;
   std::unique_ptr<index::ApproxIndex> index_;  // changed under mutex_
   PerEndpoint<Owner> owners_;                  // by holder slot
-  mutable absl::Mutex mutex_;                  // writers
+  mutable std::mutex mutex_;                   // writers
   PerEndpoint<Mark> marks_;                    // by endpoint slot
-  std::vector<EndpointHandle> endpoints_ ABSL_GUARDED_BY(mutex_);
-  absl::Time last_expiry_ ABSL_GUARDED_BY(mutex_) = absl::InfinitePast();
+  std::vector<EndpointHandle> endpoints_;
+  absl::Time last_expiry_ = absl::InfinitePast();
+  absl::Time latest_ = absl::InfinitePast();  // threads' clocks may be a little apart
 };
 
 }  // namespace llmd::sched

@@ -37,13 +37,13 @@ std::uint32_t Recency::NewNode() {
 }
 
 void Recency::SetCapacity(std::size_t capacity) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   capacity_ = std::clamp<std::size_t>(capacity, 1, kMaxCapacity - 1);
   while (size_ > capacity_) Forget(ends_.newer);
 }
 
 void Recency::Use(EndpointHandle endpoint) {
-  absl::MutexLock lock(&mutex_);
+  const std::lock_guard<std::mutex> lock(mutex_);
   Mark* mark = marks_.Grow(endpoint.slot);
   if (mark == nullptr || endpoint.generation == 0) return;
   const std::uint32_t known = mark->generation.load(std::memory_order_relaxed);

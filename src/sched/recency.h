@@ -9,9 +9,8 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "llmd/sched/endpoint.h"
 #include "src/sched/per_endpoint.h"
 
@@ -59,9 +58,9 @@ class Recency {
   };
 
   Node& node(std::uint32_t id) { return id == 0 ? ends_ : *nodes_.Find(id); }
-  void Unlink(std::uint32_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  void Forget(std::uint32_t id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
-  std::uint32_t NewNode() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Unlink(std::uint32_t id);
+  void Forget(std::uint32_t id);
+  std::uint32_t NewNode();
 
   PerEndpoint<Mark> marks_;  // by slot
   PerEndpoint<Node> nodes_;  // by id, from 1
@@ -71,7 +70,7 @@ class Recency {
   std::size_t capacity_ = 1024;
   std::size_t size_ = 0;
   std::uint64_t last_use_ = 0;
-  absl::Mutex mutex_;  // writers
+  std::mutex mutex_;  // writers
 };
 
 }  // namespace llmd::sched

@@ -8,10 +8,9 @@
 
 #include <atomic>
 #include <cstdint>
+#include <mutex>
 #include <set>
 
-#include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
 #include "llmd/sched/endpoint.h"
 #include "src/sched/per_endpoint.h"
 
@@ -33,7 +32,7 @@ class RunningSlos {
 
   // `tpot_ms` 0: without objective. True if Remove() is to be called with the same arguments.
   bool Add(EndpointHandle endpoint, double tpot_ms) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     Entry* entry = entries_.Grow(endpoint.slot);
     if (entry == nullptr || endpoint.generation == 0) return false;
     const std::uint32_t known = entry->generation.load(std::memory_order_relaxed);
@@ -52,7 +51,7 @@ class RunningSlos {
     return true;
   }
   void Remove(EndpointHandle endpoint, double tpot_ms) {
-    absl::MutexLock lock(&mutex_);
+    const std::lock_guard<std::mutex> lock(mutex_);
     Entry* entry = entries_.Find(endpoint.slot);
     if (entry == nullptr || entry->generation.load(std::memory_order_relaxed) != endpoint.generation) return;
     entry->requests.fetch_sub(1, std::memory_order_relaxed);
@@ -75,7 +74,7 @@ class RunningSlos {
   }
 
   PerEndpoint<Entry> entries_;
-  absl::Mutex mutex_;  // writers
+  std::mutex mutex_;  // writers
 };
 
 }  // namespace llmd::sched

@@ -4,10 +4,10 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <mutex>
 #include <span>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "llmd/sched/session.h"
 
 namespace llmd::sched {
@@ -103,7 +103,7 @@ struct SessionTable::Impl {
   std::size_t groups;
   std::vector<Entry> entries;
   std::atomic<std::size_t> used{0};
-  absl::Mutex mutex;  // writers
+  std::mutex mutex;  // writers
 };
 
 SessionTable::SessionTable(std::size_t max_sessions)
@@ -139,7 +139,7 @@ void SessionTable::Use(std::string_view session, EndpointHandle picked, std::opt
   const XXH128_hash_t key = XXH3_128bits(session.data(), session.size());
   const Expiry expiry(now, ttl);
   const std::int64_t seen = absl::ToUnixNanos(now);
-  absl::MutexLock lock(&impl_->mutex);
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
   if (Entry* entry = impl_->FindKey(key)) {
     const std::uint64_t bound = entry->endpoint.load(std::memory_order_relaxed);
     const bool renew = bound == Pack(picked) || expiry.IsOver(entry->seen.load(std::memory_order_relaxed)) ||

@@ -8,6 +8,7 @@
 #ifndef LLMD_SCHED_PREFIX_H_
 #define LLMD_SCHED_PREFIX_H_
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -143,10 +144,11 @@ inline PrefixSourceIndex ExactIndex(const index::PrefixIndex& index) {
 inline PrefixSourceIndex ApproximateIndex(
     index::ApproxIndex& index, std::shared_ptr<std::mutex> writer = std::make_shared<std::mutex>()) {
   return {[&index] { return std::make_unique<internal::ReaderMatcher<index::ApproxIndex::Reader>>(index); },
-          [&index, writer = std::move(writer)](index::HolderId holder, const index::NamespaceId& ns,
-                                               BlockKeySpan chain, absl::Time now) {
+          [&index, writer = std::move(writer), latest = std::make_shared<absl::Time>(absl::InfinitePast())](
+              index::HolderId holder, const index::NamespaceId& ns, BlockKeySpan chain, absl::Time now) {
             const std::lock_guard<std::mutex> lock(*writer);
-            index.Predict(holder, ns, chain, now);
+            *latest = std::max(*latest, now);  // threads' clocks may be a little apart
+            index.Predict(holder, ns, chain, *latest);
           }};
 }
 

@@ -13,21 +13,30 @@ namespace llmd::sched {
 
 void RegisterAdmitters(PluginRegistry& registry);
 void RegisterAffinityScorers(PluginRegistry& registry);
+void RegisterBurstProducer(PluginRegistry& registry);
 void RegisterContextLength(PluginRegistry& registry);
 void RegisterDeciders(PluginRegistry& registry);
 void RegisterDisaggHandlers(PluginRegistry& registry);
+void RegisterEncoderCacheProducer(PluginRegistry& registry);
 void RegisterEndpointAttribute(PluginRegistry& registry);
+void RegisterInFlightProducer(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterLatencyFilters(PluginRegistry& registry);
+void RegisterLatencyProducer(PluginRegistry& registry);
 void RegisterLatencyScorer(PluginRegistry& registry);
 void RegisterLoadFilters(PluginRegistry& registry);
 void RegisterLoadScorers(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterNoHitLruScorer(PluginRegistry& registry);
+void RegisterP2pSourceProducer(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
+void RegisterPreciseProducer(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
+void RegisterRequestIdentity(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
+void RegisterSessionAffinity(PluginRegistry& registry);
 void RegisterTopology(PluginRegistry& registry);
 void RegisterUtilizationDetector(PluginRegistry& registry);
 
@@ -44,9 +53,10 @@ inline constexpr std::string_view kSingleProfileHandlerType = "single-profile-ha
 inline constexpr std::string_view kUtilizationDetectorType = "utilization-detector";
 inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detector";
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
+inline constexpr std::string_view kEncoderCacheProducerType = "mm-embeddings-cache-producer";
+inline constexpr std::string_view kSessionIdProducerType = "session-id-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
-inline constexpr std::string_view kEncoderCacheProducerType = "mm-embeddings-cache-producer";
 inline constexpr std::string_view kTopologyExtractorType = "topology-extractor";
 inline constexpr std::string_view kPdHandlerType = "pd-profile-handler";
 inline constexpr std::string_view kPrefixDeciderType = "prefix-based-pd-decider";

@@ -2,8 +2,8 @@
 
 #include <algorithm>
 #include <atomic>
+#include <mutex>
 
-#include "absl/synchronization/mutex.h"
 #include "src/sched/per_endpoint.h"
 
 namespace llmd::sched {
@@ -15,7 +15,7 @@ struct InFlightTable::Impl {
     std::atomic<std::int64_t> tokens{0};
   };
 
-  absl::Mutex mutex;  // writers
+  std::mutex mutex;  // writers
   PerEndpoint<Entry> entries;
 };
 
@@ -29,7 +29,7 @@ InFlightLoad InFlightTable::Get(EndpointHandle endpoint) const {
 }
 
 void InFlightTable::Add(EndpointHandle endpoint, InFlightLoad load) {
-  absl::MutexLock lock(&impl_->mutex);
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
   Impl::Entry* entry = impl_->entries.Grow(endpoint.slot);
   if (entry == nullptr) return;
   const std::uint32_t known = entry->generation.load(std::memory_order_relaxed);
@@ -46,7 +46,7 @@ void InFlightTable::Add(EndpointHandle endpoint, InFlightLoad load) {
 }
 
 void InFlightTable::Subtract(EndpointHandle endpoint, InFlightLoad load) {
-  absl::MutexLock lock(&impl_->mutex);
+  const std::lock_guard<std::mutex> lock(impl_->mutex);
   Impl::Entry* entry = impl_->entries.Find(endpoint.slot);
   if (entry == nullptr || entry->generation.load(std::memory_order_relaxed) != endpoint.generation) return;
   const auto lower = [](std::atomic<std::int64_t>& value, std::int64_t by) {

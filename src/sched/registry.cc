@@ -13,26 +13,44 @@ const PluginRegistry& PluginRegistry::Builtin() {
     auto* registry = new PluginRegistry;
     RegisterAdmitters(*registry);
     RegisterAffinityScorers(*registry);
+    RegisterBurstProducer(*registry);
     RegisterContextLength(*registry);
     RegisterDeciders(*registry);
     RegisterDisaggHandlers(*registry);
+    RegisterEncoderCacheProducer(*registry);
     RegisterEndpointAttribute(*registry);
+    RegisterInFlightProducer(*registry);
     RegisterLabelFilters(*registry);
     RegisterLatencyFilters(*registry);
+    RegisterLatencyProducer(*registry);
     RegisterLatencyScorer(*registry);
     RegisterLoadFilters(*registry);
     RegisterLoadScorers(*registry);
     RegisterMetricScorers(*registry);
+    RegisterNoHitLruScorer(*registry);
+    RegisterP2pSourceProducer(*registry);
     RegisterPickers(*registry);
+    RegisterPreciseProducer(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
+    RegisterRequestIdentity(*registry);
     RegisterRoleFilters(*registry);
+    RegisterSessionAffinity(*registry);
     RegisterTopology(*registry);
     RegisterUtilizationDetector(*registry);
     return registry;
   }();
   return builtin;
+}
+
+std::vector<std::string> PluginBuilder::NamesOfType(std::string_view type) const {
+  std::vector<std::string> names;
+  if (environment_.config == nullptr) return names;
+  for (const PluginSpec& plugin : environment_.config->plugins) {
+    if (plugin.type == type) names.push_back(plugin.name.empty() ? plugin.type : plugin.name);
+  }
+  return names;
 }
 
 absl::Status PluginBuilder::BadReference(std::string_view field, std::string_view plugin,

@@ -38,6 +38,9 @@ struct LatencyFeatures {
   double prefix_ratio = 0;            // matched / total blocks
   std::int64_t prefill_tokens_in_flight = 0;
   std::string_view role = {};  // value of the role label
+  // Images, sounds and videos; with useEncoderCacheFeatures.
+  std::int64_t encoder_items = 0;
+  std::int64_t encoder_items_cached = 0;
 };
 
 struct LatencyEstimate {

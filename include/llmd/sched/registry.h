@@ -101,6 +101,9 @@ class PluginBuilder {
     return kind;
   }
 
+  // The plugins of that type in the configuration.
+  std::vector<std::string> NamesOfType(std::string_view type) const;
+
   // Memory kept under a plugin's name beyond the scheduler's life; T is made with `args` at first.
   template <typename T, typename... Args>
   std::shared_ptr<T> State(std::string_view plugin, const Args&... args) {

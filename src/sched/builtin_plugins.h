@@ -10,13 +10,19 @@
 
 namespace llmd::sched {
 
+void RegisterConcurrencyDetector(PluginRegistry& registry);
+void RegisterEvictionPolicies(PluginRegistry& registry);
+void RegisterFairnessPolicies(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterOrderingPolicies(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
+void RegisterProgramFairness(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
+void RegisterUsageLimitPolicies(PluginRegistry& registry);
 void RegisterUtilizationDetector(PluginRegistry& registry);
 
 // Registers a type known to be new.
@@ -33,6 +39,9 @@ inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detect
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
+inline constexpr std::string_view kFcfsOrderingType = "fcfs-ordering-policy";
+inline constexpr std::string_view kGlobalStrictFairnessType = "global-strict-fairness-policy";
+inline constexpr std::string_view kStaticUsageLimitType = "static-usage-limit-policy";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

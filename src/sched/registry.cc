@@ -11,13 +11,19 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterConcurrencyDetector(*registry);
+    RegisterEvictionPolicies(*registry);
+    RegisterFairnessPolicies(*registry);
     RegisterLabelFilters(*registry);
     RegisterMetricScorers(*registry);
+    RegisterOrderingPolicies(*registry);
     RegisterPickers(*registry);
     RegisterPrefixProducers(*registry);
     RegisterPrefixScorer(*registry);
     RegisterProfileHandlers(*registry);
+    RegisterProgramFairness(*registry);
     RegisterRoleFilters(*registry);
+    RegisterUsageLimitPolicies(*registry);
     RegisterUtilizationDetector(*registry);
     return registry;
   }();

@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
 #include "src/sched/builtin_plugins.h"
+#include "src/sched/flow_control_config.h"
 #include "src/sched/scheduler_impl.h"
 
 namespace llmd::sched {
@@ -17,10 +18,8 @@ namespace {
 
 absl::Status Error(const std::string& message) { return absl::InvalidArgumentError(message); }
 
-// "line 12: plugins[2]", or `otherwise` for what was not read from a file.
 std::string Where(const SourcePlace& place, std::string_view otherwise) {
-  if (place.path.empty()) return std::string(otherwise);
-  return place.line == 0 ? place.path : absl::StrCat("line ", place.line, ": ", place.path);
+  return DescribePlace(place, otherwise);
 }
 
 class Builder {
@@ -59,6 +58,7 @@ class Builder {
   absl::Status ChooseHandler();
   absl::Status AddDefaultPicker();
   absl::Status ChooseDetector();
+  absl::Status ChooseFlowPolicies();
   absl::Status AddProfile(ProfileSpec& spec);
 
   // One for each of entries_; not to be kept by reference while another may be added.
@@ -97,6 +97,7 @@ absl::Status Builder::Build() {
   if (absl::Status s = ChooseHandler(); !s.ok()) return s;
   if (absl::Status s = AddDefaultPicker(); !s.ok()) return s;
   if (absl::Status s = ChooseDetector(); !s.ok()) return s;
+  if (absl::Status s = ChooseFlowPolicies(); !s.ok()) return s;
   impl_.default_prefix = impl_.layout.Declare<PrefixMatch>(kApproxProducerType);
   if (absl::Status s = AddMissingProducers(); !s.ok()) return s;
   if (absl::Status s = OrderProducers(); !s.ok()) return s;
@@ -117,8 +118,8 @@ absl::Status Builder::CheckNames() {
   for (std::size_t i = 0; i < specs().size(); ++i) {
     PluginSpec& spec = specs()[i];
     if (spec.type.empty()) {
-      return Error(absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")),
-                                " is missing a type"));
+      return Error(
+          absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")), " is missing a type"));
     }
     if (spec.name.empty()) spec.name = spec.type;
     for (std::size_t j = 0; j < i; ++j) {
@@ -147,8 +148,9 @@ absl::Status Builder::Make(std::size_t index) {
   const PluginRegistry::Entry* type = registry_.Find(spec.type);
   if (type == nullptr) return Error(absl::StrCat(where(), ": type \"", spec.type, "\" is not registered"));
   if (type->stability == Stability::kExperimental && !impl_.config.allow_experimental) {
-    return Error(absl::StrCat(where(), ": type \"", spec.type,
-                              "\" is experimental, expected one that is not, or experimental plugins allowed"));
+    return Error(
+        absl::StrCat(where(), ": type \"", spec.type,
+                     "\" is experimental, expected one that is not, or experimental plugins allowed"));
   }
   if (type->stability == Stability::kDeprecated) {
     environment_.warn(absl::StrCat(where(), ": type \"", spec.type, "\" is deprecated",
@@ -174,7 +176,8 @@ absl::Status Builder::Make(std::size_t index) {
 absl::StatusOr<Plugin*> Builder::FindOrMake(std::string_view name) {
   for (std::size_t i = 0; i < specs().size(); ++i) {
     if (specs()[i].name != name) continue;
-    if (entries_[i].state == Entry::State::kBeingMade) return Error("plugins refer to each other in a circle");
+    if (entries_[i].state == Entry::State::kBeingMade)
+      return Error("plugins refer to each other in a circle");
     if (entries_[i].state == Entry::State::kPending) {
       if (absl::Status s = Make(i); !s.ok()) return s;
     }
@@ -287,6 +290,19 @@ absl::Status Builder::ChooseDetector() {
   return absl::OkStatus();
 }
 
+absl::Status Builder::ChooseFlowPolicies() {
+  FlowControlConfig& flow = impl_.config.flow_control;
+  if (impl_.config.feature_gates.flow_control) {
+    return CompleteFlowControl(flow, {.find = [this](std::string_view name) { return Find(name); },
+                                      .add = [this](std::string_view type) { return AddPlugin(type); }});
+  }
+  if (HasFlowControlSettings(flow)) {
+    environment_.warn(Where(flow.place, "flowControl") +
+                      " has settings without effect: the feature gate flowControl is off");
+  }
+  return absl::OkStatus();
+}
+
 absl::Status Builder::AddProfile(ProfileSpec& spec) {
   const std::vector<std::string>& names = impl_.profile_names;
   if (spec.name.empty()) {
@@ -302,8 +318,8 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
     if (ref.plugin.empty()) return Error(where + " is missing pluginRef, expected a plugin's name");
     Plugin* plugin = Find(ref.plugin);
     if (plugin == nullptr) {
-      return Error(absl::StrCat(where, ": plugin \"", ref.plugin,
-                                "\" is not defined, expected the name of a plugin"));
+      return Error(
+          absl::StrCat(where, ": plugin \"", ref.plugin, "\" is not defined, expected the name of a plugin"));
     }
     const auto* filter = dynamic_cast<Filter*>(plugin);
     const auto* scorer = dynamic_cast<Scorer*>(plugin);
@@ -314,8 +330,8 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
     }
     const double weight = ref.weight.value_or(1.0);
     if (!std::isfinite(weight)) {
-      return Error(absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight,
-                                ", expected a finite number"));
+      return Error(
+          absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight, ", expected a finite number"));
     }
     if (filter != nullptr) profile.AddFilter(filter, plugin->name());
     if (scorer != nullptr) {

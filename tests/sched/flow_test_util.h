@@ -8,29 +8,10 @@
 #include <vector>
 
 #include "llmd/sched/flow_control.h"
+#include "tests/sched/fake_detector.h"
 #include "tests/sched/sched_test_util.h"
 
 namespace llmd::sched {
-
-// Says what the test says, or for each candidate what is given for its position.
-class FakeDetector final : public Plugin, public SaturationDetector {
- public:
-  struct Control {
-    double saturation = 0;
-    std::vector<double> by_position = {};  // when not empty, the mean over the candidates
-  };
-  FakeDetector(std::string type, std::string name, const Control& control)
-      : Plugin(std::move(type), std::move(name)), control_(control) {}
-  double Saturation(const EndpointPool&, std::span<const Position> candidates, absl::Time) const override {
-    if (control_.by_position.empty()) return control_.saturation;
-    double sum = 0;
-    for (const Position p : candidates) sum += control_.by_position[p];
-    return sum / static_cast<double>(candidates.size());
-  }
-
- private:
-  const Control& control_;
-};
 
 struct FlowWorld {
   explicit FlowWorld(FlowControlConfig flow = {}, std::vector<PluginSpec> plugins = {},

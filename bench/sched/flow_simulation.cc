@@ -111,7 +111,7 @@ class Simulation {
   explicit Simulation(const SimulationOptions& options)
       : options_(options), random_(options.seed), states_(options.requests, State::kNew) {
     for (std::uint32_t i = 0; i < options.flows; ++i) flow_ids_.push_back(absl::StrCat("tenant-", i));
-    // Overload now and then: bursts of 3 times the average.
+    // 0.4 of the capacity, and for a fifth of the time 2.4.
     const double capacity = options.endpoints * static_cast<double>(kConcurrency) / kServiceSeconds;
     rate_ = 0.8 * capacity;
     period_ = absl::Seconds(static_cast<double>(options.requests) / rate_ / 8);

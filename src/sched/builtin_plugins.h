@@ -14,11 +14,14 @@ namespace llmd::sched {
 void RegisterAdmitters(PluginRegistry& registry);
 void RegisterAffinityScorers(PluginRegistry& registry);
 void RegisterBurstProducer(PluginRegistry& registry);
+void RegisterConcurrencyDetector(PluginRegistry& registry);
 void RegisterContextLength(PluginRegistry& registry);
 void RegisterDeciders(PluginRegistry& registry);
 void RegisterDisaggHandlers(PluginRegistry& registry);
 void RegisterEncoderCacheProducer(PluginRegistry& registry);
 void RegisterEndpointAttribute(PluginRegistry& registry);
+void RegisterEvictionPolicies(PluginRegistry& registry);
+void RegisterFairnessPolicies(PluginRegistry& registry);
 void RegisterInFlightProducer(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterLatencyFilters(PluginRegistry& registry);
@@ -28,16 +31,19 @@ void RegisterLoadFilters(PluginRegistry& registry);
 void RegisterLoadScorers(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
 void RegisterNoHitLruScorer(PluginRegistry& registry);
+void RegisterOrderingPolicies(PluginRegistry& registry);
 void RegisterP2pSourceProducer(PluginRegistry& registry);
 void RegisterPickers(PluginRegistry& registry);
 void RegisterPreciseProducer(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
 void RegisterProfileHandlers(PluginRegistry& registry);
+void RegisterProgramFairness(PluginRegistry& registry);
 void RegisterRequestIdentity(PluginRegistry& registry);
 void RegisterRoleFilters(PluginRegistry& registry);
 void RegisterSessionAffinity(PluginRegistry& registry);
 void RegisterTopology(PluginRegistry& registry);
+void RegisterUsageLimitPolicies(PluginRegistry& registry);
 void RegisterUtilizationDetector(PluginRegistry& registry);
 
 // Registers a type known to be new.
@@ -60,6 +66,9 @@ inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
 inline constexpr std::string_view kTopologyExtractorType = "topology-extractor";
 inline constexpr std::string_view kPdHandlerType = "pd-profile-handler";
 inline constexpr std::string_view kPrefixDeciderType = "prefix-based-pd-decider";
+inline constexpr std::string_view kFcfsOrderingType = "fcfs-ordering-policy";
+inline constexpr std::string_view kGlobalStrictFairnessType = "global-strict-fairness-policy";
+inline constexpr std::string_view kStaticUsageLimitType = "static-usage-limit-policy";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

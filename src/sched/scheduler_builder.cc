@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
 #include "src/sched/builtin_plugins.h"
+#include "src/sched/flow_control_config.h"
 #include "src/sched/scheduler_impl.h"
 
 namespace llmd::sched {
@@ -17,10 +18,8 @@ namespace {
 
 absl::Status Error(const std::string& message) { return absl::InvalidArgumentError(message); }
 
-// "line 12: plugins[2]", or `otherwise` for what was not read from a file.
 std::string Where(const SourcePlace& place, std::string_view otherwise) {
-  if (place.path.empty()) return std::string(otherwise);
-  return place.line == 0 ? place.path : absl::StrCat("line ", place.line, ": ", place.path);
+  return DescribePlace(place, otherwise);
 }
 
 class Builder {
@@ -60,6 +59,7 @@ class Builder {
   absl::Status ChooseHandler();
   absl::Status AddDefaultPicker();
   absl::Status ChooseDetector();
+  absl::Status ChooseFlowPolicies();
   absl::Status AddProfile(ProfileSpec& spec);
 
   // One for each of entries_; not to be kept by reference while another may be added.
@@ -98,6 +98,7 @@ absl::Status Builder::Build() {
   if (absl::Status s = ChooseHandler(); !s.ok()) return s;
   if (absl::Status s = AddDefaultPicker(); !s.ok()) return s;
   if (absl::Status s = ChooseDetector(); !s.ok()) return s;
+  if (absl::Status s = ChooseFlowPolicies(); !s.ok()) return s;
   impl_.default_prefix = impl_.layout.Declare<PrefixMatch>(kApproxProducerType);
   if (absl::Status s = AddMissingProducers(); !s.ok()) return s;
   if (absl::Status s = OrderProducers(); !s.ok()) return s;
@@ -287,6 +288,19 @@ absl::Status Builder::ChooseDetector() {
   if (plugin == nullptr) return Error(where + "the name of a plugin");
   impl_.detector = dynamic_cast<SaturationDetector*>(plugin);
   if (impl_.detector == nullptr) return Error(where + "a saturation detector, not a " + plugin->type());
+  return absl::OkStatus();
+}
+
+absl::Status Builder::ChooseFlowPolicies() {
+  FlowControlConfig& flow = impl_.config.flow_control;
+  if (impl_.config.feature_gates.flow_control) {
+    return CompleteFlowControl(flow, {.find = [this](std::string_view name) { return Find(name); },
+                                      .add = [this](std::string_view type) { return AddPlugin(type); }});
+  }
+  if (HasFlowControlSettings(flow)) {
+    environment_.warn(Where(flow.place, "flowControl") +
+                      " has settings without effect: the feature gate flowControl is off");
+  }
   return absl::OkStatus();
 }
 

@@ -10,8 +10,10 @@
 
 namespace llmd::sched {
 
+void RegisterHostPlugins(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterMulticlusterAliases(PluginRegistry& registry);  // last, for it copies other types
 void RegisterPickers(PluginRegistry& registry);
 void RegisterPrefixProducers(PluginRegistry& registry);
 void RegisterPrefixScorer(PluginRegistry& registry);
@@ -33,6 +35,12 @@ inline constexpr std::string_view kConcurrencyDetectorType = "concurrency-detect
 inline constexpr std::string_view kInFlightProducerType = "inflight-load-producer";
 inline constexpr std::string_view kLatencyProducerType = "predicted-latency-producer";
 inline constexpr std::string_view kDisaggHandlerType = "disagg-profile-handler";
+inline constexpr std::string_view kMetricsSourceType = "metrics-data-source";
+inline constexpr std::string_view kMetricsExtractorType = "core-metrics-extractor";
+inline constexpr std::string_view kPassthroughParserType = "passthrough-parser";
+inline constexpr std::string_view kGlobalStrictFairnessType = "global-strict-fairness-policy";
+inline constexpr std::string_view kFcfsOrderingType = "fcfs-ordering-policy";
+inline constexpr std::string_view kStaticUsageLimitType = "static-usage-limit-policy";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 
 }  // namespace llmd::sched

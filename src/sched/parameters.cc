@@ -1,5 +1,6 @@
 #include "llmd/sched/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -84,7 +85,7 @@ ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t 
 
 const Value* ParameterReader::Raw(std::string_view field) {
   const Value* found = nullptr;
-  known_.emplace_back(field);
+  if (std::find(known_.begin(), known_.end(), field) == known_.end()) known_.emplace_back(field);
   for (std::size_t i = 0; i < fields_->size(); ++i) {
     if ((*fields_)[i].first != field) continue;
     used_[i] = true;

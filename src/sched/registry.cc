@@ -11,6 +11,7 @@ namespace llmd::sched {
 const PluginRegistry& PluginRegistry::Builtin() {
   static const PluginRegistry& builtin = *[] {
     auto* registry = new PluginRegistry;
+    RegisterHostPlugins(*registry);
     RegisterLabelFilters(*registry);
     RegisterMetricScorers(*registry);
     RegisterPickers(*registry);
@@ -19,6 +20,7 @@ const PluginRegistry& PluginRegistry::Builtin() {
     RegisterProfileHandlers(*registry);
     RegisterRoleFilters(*registry);
     RegisterUtilizationDetector(*registry);
+    RegisterMulticlusterAliases(*registry);
     return registry;
   }();
   return builtin;

@@ -107,7 +107,10 @@ class Upgrade {
       producer.emplace_back("blockSizeTokens", std::move(tokens));
     }
     if (precise) TakePreciseFields(fields, producer);
-    if (!precise && producer.empty()) return;
+    if (!precise && producer.empty()) {
+      SetParameters(config_.plugins[index], std::move(fields));
+      return;
+    }
     const std::string_view type = precise ? kPreciseProducerType : kApproxProducerType;
     PluginSpec& scorer = config_.plugins[index];
     Warn(scorer, absl::StrCat("parameters of the index are given to the plugin ", ToAbsl(type)));

@@ -238,7 +238,8 @@ absl::Status Builder::AddMissingProducers() {
     const std::string type = data.data_type;
     const std::string producer = data.producer;
     if (registry_.DefaultProducer(type) != producer || Find(producer) != nullptr) {
-      return Placed(Error(absl::StrCat("no plugin named \"", producer, "\" produces ", type)),
+      return Placed(Error(absl::StrCat("no plugin named \"", producer, "\" produces ", type,
+                                       ", expected the name of one that does")),
                     ConsumerOf(slot));
     }
     if (absl::Status s = AddPlugin(producer); !s.ok()) return s;

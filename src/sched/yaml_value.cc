@@ -77,6 +77,7 @@ class TreeBuilder final : public YAML::EventHandler {
   void OnScalar(const YAML::Mark& mark, const std::string& tag, YAML::anchor_t anchor,
                 const std::string& value) override {
     CheckIndentation(mark);
+    if (tag != "?") CheckQuotes(mark);
     if (AtKey()) return TakeKey(mark, value, tag == "?");
     Count(value.size(), Line(mark));
     Add(Typed(Line(mark), tag, value), Line(mark), anchor, 0);
@@ -177,6 +178,28 @@ class TreeBuilder final : public YAML::EventHandler {
     if (before.find('\t') != std::string_view::npos) {
       Fail(Line(mark), Path(), "is indented with a tab, expected spaces");
     }
+  }
+
+  // The parser takes the end of the text for a missing quote.
+  void CheckQuotes(const YAML::Mark& mark) {
+    std::string_view rest =
+        text_.substr(std::min(static_cast<std::size_t>(std::max(mark.pos, 0)), text_.size()));
+    while (rest.starts_with('&') || rest.starts_with('!')) {  // an anchor or a tag before it
+      rest.remove_prefix(std::min(rest.find_first_of(" \t\r\n"), rest.size()));
+      rest.remove_prefix(std::min(rest.find_first_not_of(" \t\r\n"), rest.size()));
+    }
+    if (!rest.starts_with('"') && !rest.starts_with('\'')) return;
+    const char quote = rest[0];
+    std::size_t end = 1;
+    for (; end < rest.size(); ++end) {
+      const bool doubled = quote == '\'' && rest.substr(end).starts_with("''");
+      if (doubled || (quote == '"' && rest[end] == '\\')) {
+        ++end;  // escaped
+      } else if (rest[end] == quote) {
+        break;
+      }
+    }
+    if (end >= rest.size()) Fail(Line(mark), Path(), "has a quote without an end, expected another one");
   }
 
   void CheckTag(const YAML::Mark& mark, const std::string& tag, std::string_view standard) {

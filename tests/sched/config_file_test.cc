@@ -228,7 +228,8 @@ TEST(ConfigFile, OldPrefixScorerIsSplit) {
   FakeIndex index;
   const auto scheduler =
       LoadScheduler(text, {}, PluginRegistry::Builtin(), {{index.source(), index.source()}});
-  EXPECT_THAT(scheduler.status().message(), HasSubstr("plugins[1].parameters.hashBlockSize is unknown"));
+  EXPECT_THAT(std::string(scheduler.status().message()),
+              HasSubstr("plugins[1].parameters.hashBlockSize is unknown"));
 }
 
 TEST(ConfigFile, OldTrackingScorerGetsThePreciseProducer) {
@@ -288,10 +289,10 @@ TEST_F(ReloadTest, BadTextLeavesTheOldScheduler) {
   EXPECT_EQ(ScoreOf(*first.scheduler), 2.0);
 
   const absl::Status syntax = live.Load("plugins: [", {.source = "b"});
-  EXPECT_THAT(syntax.message(), StartsWith("b: line 1: "));
+  EXPECT_THAT(std::string(syntax.message()), StartsWith("b: line 1: "));
   const absl::Status unknown =
       live.Load(std::string(kHeader) + "plugins: [{type: nothing}]", {.source = "c"});
-  EXPECT_THAT(unknown.message(), HasSubstr("c: line 3: plugins[0]"));
+  EXPECT_THAT(std::string(unknown.message()), HasSubstr("c: line 3: plugins[0]"));
   EXPECT_EQ(live.Current().scheduler, first.scheduler);
   EXPECT_EQ(live.generation(), 1u);
   EXPECT_EQ(ScoreOf(*live.Current().scheduler), 2.0);

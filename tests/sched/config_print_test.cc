@@ -36,44 +36,44 @@ TEST(ConfigPrint, CompletedDefault) {
   EXPECT_EQ(PrintConfig((*scheduler)->config()), R"(apiVersion: llm-d.ai/v1alpha1
 kind: EndpointPickerConfig
 plugins:
-- type: queue-scorer
-- type: kv-cache-utilization-scorer
-- type: prefix-cache-scorer
-- type: single-profile-handler
-- type: max-score-picker
-- type: utilization-detector
-- type: openai-parser
-- type: anthropic-parser
-- type: vllmhttp-parser
-- type: passthrough-parser
-- type: metrics-data-source
-- type: core-metrics-extractor
-- type: approx-prefix-cache-producer
+  - type: queue-scorer
+  - type: kv-cache-utilization-scorer
+  - type: prefix-cache-scorer
+  - type: single-profile-handler
+  - type: max-score-picker
+  - type: utilization-detector
+  - type: openai-parser
+  - type: anthropic-parser
+  - type: vllmhttp-parser
+  - type: passthrough-parser
+  - type: metrics-data-source
+  - type: core-metrics-extractor
+  - type: approx-prefix-cache-producer
 schedulingProfiles:
-- name: default
-  plugins:
-  - pluginRef: queue-scorer
-    weight: 2.0
-  - pluginRef: kv-cache-utilization-scorer
-    weight: 2.0
-  - pluginRef: prefix-cache-scorer
-    weight: 3.0
-  - pluginRef: max-score-picker
+  - name: default
+    plugins:
+      - pluginRef: queue-scorer
+        weight: 2.0
+      - pluginRef: kv-cache-utilization-scorer
+        weight: 2.0
+      - pluginRef: prefix-cache-scorer
+        weight: 3.0
+      - pluginRef: max-score-picker
 dataLayer:
   injectDefaults: true
   sources:
-  - pluginRef: metrics-data-source
-    extractors:
-    - pluginRef: core-metrics-extractor
+    - pluginRef: metrics-data-source
+      extractors:
+        - pluginRef: core-metrics-extractor
 flowControl:
   saturationDetector:
     pluginRef: utilization-detector
 requestHandler:
   parsers:
-  - pluginRef: openai-parser
-  - pluginRef: anthropic-parser
-  - pluginRef: vllmhttp-parser
-  - pluginRef: passthrough-parser
+    - pluginRef: openai-parser
+    - pluginRef: anthropic-parser
+    - pluginRef: vllmhttp-parser
+    - pluginRef: passthrough-parser
 )");
   ExpectRoundTrip((*scheduler)->config());
 }

@@ -98,6 +98,15 @@ TEST(Yaml, QuotedAndBlockScalarsAreStrings) {
   EXPECT_THAT(Complaint("key: !!int x"), HasSubstr("line 1: key has the tag"));
 }
 
+TEST(Yaml, QuotesEnd) {
+  EXPECT_TRUE(Same(Parsed("['it''s', \"a\\\"b\", '', '''', \"\\\\\"]"),
+                   Value::MakeList({"it's", "a\"b", "", "'", "\\"})));
+  for (const char* text :
+       {"a: \"x", "a: 'x", "a: 'x''", "a: \"x\\\"", "a: &b \"x\n", "a: !!str 'x\n", "\"a", "a: '"}) {
+    EXPECT_THAT(Complaint(text), HasSubstr("expected")) << text;
+  }
+}
+
 TEST(Yaml, LinesAreThoseOfTheKeys) {
   const Value document = Parsed(
       "# comment\n"

@@ -10,10 +10,6 @@
 namespace llmd::sched {
 namespace {
 
-absl::Status WithSource(const absl::Status& status, const std::string& source) {
-  return absl::Status(status.code(), absl::StrCat(source, ": ", status.message()));
-}
-
 void AppendWarnings(const std::vector<std::string>& from, const std::string& source,
                     std::vector<std::string>* to) {
   if (to == nullptr) return;

@@ -389,6 +389,29 @@ absl::StatusOr<SchedulerConfig> ReadConfig(const Value& document, std::vector<st
   return ConfigReader(document, warnings).Read();
 }
 
+absl::Status WithSource(const absl::Status& status, std::string_view source) {
+  constexpr std::size_t kHead = 1500;
+  constexpr std::size_t kTail = 500;
+  const auto continues = [](char c) { return (static_cast<unsigned char>(c) & 0xC0) == 0x80; };
+  std::string message = absl::StrCat(ToAbsl(source), ": ", status.message());
+  if (message.size() > kHead + kTail) {
+    std::size_t head = kHead;
+    std::size_t tail = message.size() - kTail;
+    while (continues(message[head])) --head;
+    while (continues(message[tail])) ++tail;
+    message.replace(head, tail - head, " ... ");
+  }
+  std::string line;
+  for (const char c : message) {
+    if ((c >= 0 && c < 0x20) || c == 0x7F) {
+      absl::StrAppend(&line, "\\x", absl::Hex(c, absl::kZeroPad2));
+    } else {
+      line += c;
+    }
+  }
+  return absl::Status(status.code(), line);
+}
+
 std::string PlaceText(const SourcePlace& place) {
   return place.line == 0 ? place.path : absl::StrCat("line ", place.line, ": ", place.path);
 }

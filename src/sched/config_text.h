@@ -22,6 +22,9 @@ absl::StatusOr<SchedulerConfig> ReadConfig(const Value& document, std::vector<st
 // Translates what files of the old apiVersion may hold in the manner of llm-d 0.2. (spec: deployment.md 6.2)
 void UpgradeOldConfig(SchedulerConfig& config, std::vector<std::string>& warnings);
 
+// A complaint on one line and of bounded length, whatever texts it quotes: "SOURCE: MESSAGE".
+absl::Status WithSource(const absl::Status& status, std::string_view source);
+
 // "line 12: plugins[2]", or the path alone.
 std::string PlaceText(const SourcePlace& place);
 

@@ -424,7 +424,7 @@ absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(const SchedulerConf
   impl->states = resources.states != nullptr ? resources.states : std::make_shared<PluginStates>();
   if (absl::Status status = Builder(registry, resources, *impl).Build(); !status.ok()) {
     if (config.source.empty()) return status;
-    return absl::Status(status.code(), absl::StrCat(config.source, ": ", status.message()));
+    return WithSource(status, config.source);
   }
   return std::unique_ptr<Scheduler>(new Scheduler(std::move(impl)));
 }

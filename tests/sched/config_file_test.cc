@@ -259,6 +259,30 @@ TEST(ConfigFile, OldHandlerGetsADecider) {
   EXPECT_EQ(config->plugins.back().type, "always-disagg-pd-decider");
 }
 
+// The YAML blocks of the page load; one that begins with "# refused" is refused with a message of the page.
+TEST(ConfigurationPage, BlocksDoWhatTheySay) {
+  const std::string page = ReadFile(LLMD_SOURCE_DIR "/docs/configuration.md");
+  const std::string kFence = "```yaml\n";
+  FakeIndex index;
+  std::size_t blocks = 0;
+  std::size_t refused = 0;
+  for (std::size_t at = page.find(kFence); at != std::string::npos; at = page.find(kFence, at + 1)) {
+    const std::size_t begin = at + kFence.size();
+    const std::string text = page.substr(begin, page.find("```", begin) - begin);
+    const auto scheduler = LoadScheduler(text, {.source = "epp.yaml"}, PluginRegistry::Builtin(),
+                                         {{index.source(), index.source()}});
+    ++blocks;
+    if (text.starts_with("# refused")) {
+      EXPECT_THAT(page, HasSubstr("    " + std::string(scheduler.status().message()) + "\n"));
+      ++refused;
+    } else {
+      EXPECT_TRUE(scheduler.ok()) << scheduler.status() << text;
+    }
+  }
+  EXPECT_GE(blocks, 3u);
+  EXPECT_EQ(refused, 1u);
+}
+
 class ReloadTest : public ::testing::Test {
  protected:
   FakeIndex index;

@@ -27,9 +27,10 @@ std::optional<std::uint64_t> ParseQuantity(std::string_view text) {
     std::string_view name;
     double factor;
   };
-  static constexpr Suffix kSuffixes[] = {
-      {"Ki", 0x1p10}, {"Mi", 0x1p20}, {"Gi", 0x1p30}, {"Ti", 0x1p40}, {"Pi", 0x1p50}, {"Ei", 0x1p60}, {"m", 1e-3},
-      {"k", 1e3},     {"M", 1e6},     {"G", 1e9},     {"T", 1e12},    {"P", 1e15},    {"E", 1e18}};
+  static constexpr Suffix kSuffixes[] = {{"Ki", 0x1p10}, {"Mi", 0x1p20}, {"Gi", 0x1p30}, {"Ti", 0x1p40},
+                                         {"Pi", 0x1p50}, {"Ei", 0x1p60}, {"m", 1e-3},    {"k", 1e3},
+                                         {"M", 1e6},     {"G", 1e9},     {"T", 1e12},    {"P", 1e15},
+                                         {"E", 1e18}};
   double factor = 1;
   for (const Suffix& suffix : kSuffixes) {
     if (!text.ends_with(suffix.name)) continue;
@@ -78,7 +79,8 @@ ParameterReader ParameterReader::Nested(std::string_view field) {
   return ParameterReader(path + ".", path, value != nullptr ? *value : none);
 }
 
-ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t index, const Value& item) const {
+ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t index,
+                                            const Value& item) const {
   const std::string path = absl::StrCat(prefix_, ToAbsl(field), "[", index, "]");
   return ParameterReader(path + ".", path, item);
 }
@@ -200,10 +202,22 @@ std::string ParameterReader::KnownFields() const {
 }
 
 std::uint32_t ParameterReader::LineOf(std::string_view field) const {
-  for (const Value::Field& f : *fields_) {
-    if (f.first == field && f.second.line() != 0) return f.second.line();
+  const auto find = [](const Value::Map& map, std::string_view name) -> const Value* {
+    for (const Value::Field& f : map) {
+      if (f.first == name) return &f.second;
+    }
+    return nullptr;
+  };
+  const Value* value = find(*fields_, field);
+  // "deciders.prefill" may stand for a field within a field.
+  for (std::size_t dot = field.find('.'); value == nullptr && dot != std::string_view::npos;
+       dot = field.find('.', dot + 1)) {
+    const Value* outer = find(*fields_, field.substr(0, dot));
+    if (outer == nullptr) continue;
+    value = outer->AsMap() == nullptr ? nullptr : find(*outer->AsMap(), field.substr(dot + 1));
+    if (value == nullptr) value = outer;
   }
-  return line_;
+  return value != nullptr && value->line() != 0 ? value->line() : line_;
 }
 
 void ParameterReader::WrongType(std::string_view field, const Value& value, std::string_view expected) {

@@ -22,6 +22,7 @@ void RegisterEncoderCacheProducer(PluginRegistry& registry);
 void RegisterEndpointAttribute(PluginRegistry& registry);
 void RegisterEvictionPolicies(PluginRegistry& registry);
 void RegisterFairnessPolicies(PluginRegistry& registry);
+void RegisterHostPlugins(PluginRegistry& registry);
 void RegisterInFlightProducer(PluginRegistry& registry);
 void RegisterLabelFilters(PluginRegistry& registry);
 void RegisterLatencyFilters(PluginRegistry& registry);
@@ -30,6 +31,7 @@ void RegisterLatencyScorer(PluginRegistry& registry);
 void RegisterLoadFilters(PluginRegistry& registry);
 void RegisterLoadScorers(PluginRegistry& registry);
 void RegisterMetricScorers(PluginRegistry& registry);
+void RegisterMulticlusterAliases(PluginRegistry& registry);  // last, for it copies other types
 void RegisterNoHitLruScorer(PluginRegistry& registry);
 void RegisterOrderingPolicies(PluginRegistry& registry);
 void RegisterP2pSourceProducer(PluginRegistry& registry);
@@ -68,6 +70,9 @@ inline constexpr std::string_view kPdHandlerType = "pd-profile-handler";
 inline constexpr std::string_view kPrefixDeciderType = "prefix-based-pd-decider";
 inline constexpr std::string_view kFcfsOrderingType = "fcfs-ordering-policy";
 inline constexpr std::string_view kGlobalStrictFairnessType = "global-strict-fairness-policy";
+inline constexpr std::string_view kMetricsSourceType = "metrics-data-source";
+inline constexpr std::string_view kMetricsExtractorType = "core-metrics-extractor";
+inline constexpr std::string_view kPassthroughParserType = "passthrough-parser";
 inline constexpr std::string_view kStaticUsageLimitType = "static-usage-limit-policy";
 inline constexpr std::string_view kMaxScorePickerType = "max-score-picker";
 

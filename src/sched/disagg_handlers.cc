@@ -99,11 +99,12 @@ class DisaggHandler final : public Plugin, public ProfileHandler, public PreRequ
  private:
   // Endpoints that are full may be free again soon; a pool in which none decodes will not serve a retry.
   static absl::Status NoDecoder(const Context& context) {
-    const bool any = std::any_of(context.candidates.begin(), context.candidates.end(), [&](Position candidate) {
-      return (context.pool[candidate].identity->roles & kRoleDecode) != 0;
-    });
+    const bool any = std::any_of(
+        context.candidates.begin(), context.candidates.end(),
+        [&](Position candidate) { return (context.pool[candidate].identity->roles & kRoleDecode) != 0; });
     if (any) return absl::ResourceExhaustedError("failed to find available decode workers");
-    return WithDroppedReason(absl::UnavailableError("no candidate endpoint decodes"), DroppedReason::kNoEndpoints);
+    return WithDroppedReason(absl::UnavailableError("no candidate endpoint decodes"),
+                             DroppedReason::kNoEndpoints);
   }
 
   void NextDecodeFirst(Context& context, std::span<ProfileResult> profiles) const {

@@ -4,33 +4,43 @@
 #include "llmd/base/strings.h"
 #include "llmd/sched/flow_policy.h"
 #include "src/sched/builtin_plugins.h"
+#include "src/sched/config_checks.h"
+#include "src/sched/config_text.h"
 
 namespace llmd::sched {
 namespace {
 
-// Sets an empty `name` to `default_name`; the plugin must be of the kind. `where` is the field's place.
-template <typename Kind>
-absl::Status CheckPolicy(const std::string& where, std::string_view kind, std::string_view default_name,
-                         const PluginAccess& plugins, std::string& name) {
-  if (name.empty()) name = default_name;
-  const Plugin* plugin = plugins.find(name);
-  const std::string problem = absl::StrCat(where, " is \"", name, "\", expected ");
-  if (plugin == nullptr) return absl::InvalidArgumentError(problem + "the name of a plugin");
-  if (dynamic_cast<const Kind*>(plugin) == nullptr) {
-    return absl::InvalidArgumentError(absl::StrCat(problem, ToAbsl(kind), ", not a ", plugin->type()));
-  }
-  return absl::OkStatus();
-}
+// Checks names of policies and sets those that are empty.
+class PolicyNames {
+ public:
+  PolicyNames(const SchedulerConfig& config, const PluginAccess& plugins)
+      : config_(config), plugins_(plugins) {}
 
-absl::Status CheckBand(const std::string& where, const PluginAccess& plugins, PriorityBandConfig& band) {
-  if (absl::Status s = CheckPolicy<FairnessPolicy>(where + ".fairnessPolicyRef", "a fairness policy",
-                                                   kGlobalStrictFairnessType, plugins, band.fairness_policy);
-      !s.ok()) {
-    return s;
+  template <typename Kind>
+  absl::Status Check(const std::string& path, std::string_view kind, std::string_view default_name,
+                     std::string& name) const {
+    if (name.empty()) name = default_name;
+    const Plugin* plugin = plugins_.find(name);
+    const std::string problem = absl::StrCat(ReferenceText(config_, path), " is \"", name, "\", expected ");
+    if (plugin == nullptr) return absl::InvalidArgumentError(problem + "the name of a plugin");
+    if (dynamic_cast<const Kind*>(plugin) == nullptr) {
+      return absl::InvalidArgumentError(absl::StrCat(problem, ToAbsl(kind), ", not a ", plugin->type()));
+    }
+    return absl::OkStatus();
   }
-  return CheckPolicy<OrderingPolicy>(where + ".orderingPolicyRef", "an ordering policy", kFcfsOrderingType,
-                                     plugins, band.ordering_policy);
-}
+
+  absl::Status CheckBand(const std::string& path, PriorityBandConfig& band) const {
+    absl::Status status = Check<FairnessPolicy>(path + ".fairnessPolicyRef", "a fairness policy",
+                                                kGlobalStrictFairnessType, band.fairness_policy);
+    if (!status.ok()) return status;
+    return Check<OrderingPolicy>(path + ".orderingPolicyRef", "an ordering policy", kFcfsOrderingType,
+                                 band.ordering_policy);
+  }
+
+ private:
+  const SchedulerConfig& config_;
+  const PluginAccess& plugins_;
+};
 
 absl::Status CheckTtl(const std::string& where, std::string_view field, absl::Duration ttl) {
   if (ttl >= absl::ZeroDuration()) return absl::OkStatus();
@@ -46,44 +56,36 @@ bool IsDefault(const PriorityBandConfig& band) {
 
 }  // namespace
 
-std::string DescribePlace(const SourcePlace& place, std::string_view otherwise) {
-  if (place.path.empty()) return std::string(otherwise);
-  return place.line == 0 ? place.path : absl::StrCat("line ", place.line, ": ", place.path);
-}
-
-absl::Status CompleteFlowControl(FlowControlConfig& config, const PluginAccess& plugins) {
+absl::Status CompleteFlowControl(SchedulerConfig& config, const PluginAccess& plugins) {
   for (const std::string_view type : {kFcfsOrderingType, kGlobalStrictFairnessType, kStaticUsageLimitType}) {
     if (plugins.find(type) != nullptr) continue;
     if (absl::Status s = plugins.add(type); !s.ok()) return s;
   }
-  const std::string where = DescribePlace(config.place, "flowControl");
-  if (absl::Status s = CheckTtl(where, "defaultRequestTTL", config.default_request_ttl); !s.ok()) return s;
-  if (absl::Status s = CheckTtl(where, "noEndpointRequestTTL", config.no_endpoint_request_ttl); !s.ok())
+  FlowControlConfig& flow = config.flow_control;
+  const std::string where = PlaceText(flow.place, "flowControl");
+  if (absl::Status s = CheckTtl(where, "defaultRequestTTL", flow.default_request_ttl); !s.ok()) return s;
+  if (absl::Status s = CheckTtl(where, "noEndpointRequestTTL", flow.no_endpoint_request_ttl); !s.ok())
     return s;
-  for (std::size_t i = 0; i < config.bands.size(); ++i) {
-    PriorityBandConfig& band = config.bands[i];
-    const std::string band_where =
-        DescribePlace(band.place, absl::StrCat("flowControl.priorityBands[", i, "]"));
+  const PolicyNames names(config, plugins);
+  for (std::size_t i = 0; i < flow.bands.size(); ++i) {
+    PriorityBandConfig& band = flow.bands[i];
+    const std::string path = absl::StrCat("flowControl.priorityBands[", i, "]");
     for (std::size_t j = 0; j < i; ++j) {
-      if (config.bands[j].priority != band.priority) continue;
+      if (flow.bands[j].priority != band.priority) continue;
       return absl::InvalidArgumentError(
-          absl::StrCat(band_where, ".priority is ", band.priority,
+          absl::StrCat(PlaceText(band.place, path), ".priority is ", band.priority,
                        " like that of another band, expected distinct priorities"));
     }
-    if (absl::Status s = CheckBand(band_where, plugins, band); !s.ok()) return s;
+    if (absl::Status s = names.CheckBand(path, band); !s.ok()) return s;
   }
-  if (absl::Status s = CheckBand(DescribePlace(config.default_band.place, "flowControl.defaultPriorityBand"),
-                                 plugins, config.default_band);
-      !s.ok()) {
+  if (absl::Status s = names.CheckBand("flowControl.defaultPriorityBand", flow.default_band); !s.ok())
     return s;
+  if (flow.default_negative_band) {
+    absl::Status s = names.CheckBand("flowControl.defaultNegativePriorityBand", *flow.default_negative_band);
+    if (!s.ok()) return s;
   }
-  if (config.default_negative_band) {
-    PriorityBandConfig& band = *config.default_negative_band;
-    const std::string band_where = DescribePlace(band.place, "flowControl.defaultNegativePriorityBand");
-    if (absl::Status s = CheckBand(band_where, plugins, band); !s.ok()) return s;
-  }
-  return CheckPolicy<UsageLimitPolicy>(where + ".usageLimitPolicyPluginRef", "a usage limit policy",
-                                       kStaticUsageLimitType, plugins, config.usage_limit_policy);
+  return names.Check<UsageLimitPolicy>("flowControl.usageLimitPolicyPluginRef", "a usage limit policy",
+                                       kStaticUsageLimitType, flow.usage_limit_policy);
 }
 
 bool HasFlowControlSettings(const FlowControlConfig& config) {

@@ -12,9 +12,6 @@
 
 namespace llmd::sched {
 
-// "line 12: plugins[2]", or `otherwise` for what was not read from a file.
-std::string DescribePlace(const SourcePlace& place, std::string_view otherwise);
-
 struct PluginAccess {
   std::function<Plugin*(std::string_view name)> find;      // null when unknown
   std::function<absl::Status(std::string_view type)> add;  // under its type as the name
@@ -22,7 +19,7 @@ struct PluginAccess {
 
 // With the feature gate on: names the default policies where none is named, adds those that are absent, and
 // refuses names of no plugin or of another kind, repeated priorities and negative durations.
-absl::Status CompleteFlowControl(FlowControlConfig& config, const PluginAccess& plugins);
+absl::Status CompleteFlowControl(SchedulerConfig& config, const PluginAccess& plugins);
 
 // Whether something is configured that has no effect with the feature gate off.
 bool HasFlowControlSettings(const FlowControlConfig& config);

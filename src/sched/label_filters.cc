@@ -84,8 +84,7 @@ class ByLabelFilter final : public Plugin, public Filter {
   bool allow_none_;
 };
 
-absl::StatusOr<Requirement> ParseExpression(const std::string& owner, const Value& value) {
-  ParameterReader read(absl::StrCat(owner, ": matchExpressions"), value);
+absl::StatusOr<Requirement> ParseExpression(ParameterReader& read) {
   Requirement requirement;
   std::string op;
   read.Optional("key", &requirement.key);
@@ -116,26 +115,21 @@ absl::StatusOr<Requirement> ParseExpression(const std::string& owner, const Valu
 absl::StatusOr<std::unique_ptr<Plugin>> MakeLabelSelector(PluginBuilder& builder) {
   ParameterReader read = builder.Read();
   std::vector<Requirement> requirements;
-  if (const Value* labels = read.Raw("matchLabels")) {
-    const Value::Map* map = labels->AsMap();
-    if (map == nullptr) read.Reject("matchLabels", labels->kind(), "a map");
-    for (std::size_t i = 0; map != nullptr && i < map->size(); ++i) {
-      const auto& [key, value] = (*map)[i];
-      if (value.AsString() == nullptr) {
-        read.Reject(absl::StrCat("matchLabels.", key), value.kind(), "a string");
-        break;
-      }
-      requirements.push_back({key, Requirement::Operator::kIn, {*value.AsString()}});
+  ParameterReader labels = read.Nested("matchLabels");
+  if (const Value* map = read.Raw("matchLabels"); map != nullptr && map->AsMap() != nullptr) {
+    for (const auto& [key, unused] : *map->AsMap()) {
+      std::string value;
+      labels.Optional(key, &value);
+      requirements.push_back({key, Requirement::Operator::kIn, {value}});
     }
   }
-  if (const Value* expressions = read.Raw("matchExpressions")) {
-    const Value::List* list = expressions->AsList();
-    if (list == nullptr) read.Reject("matchExpressions", expressions->kind(), "a list");
-    for (std::size_t i = 0; list != nullptr && i < list->size(); ++i) {
-      absl::StatusOr<Requirement> requirement = ParseExpression(builder.name(), (*list)[i]);
-      if (!requirement.ok()) return requirement.status();
-      requirements.push_back(*std::move(requirement));
-    }
+  if (absl::Status status = labels.Finish(); !status.ok()) return status;
+  const Value::List* expressions = read.OptionalList("matchExpressions");
+  for (std::size_t i = 0; expressions != nullptr && i < expressions->size(); ++i) {
+    ParameterReader expression = read.NestedItem("matchExpressions", i, (*expressions)[i]);
+    absl::StatusOr<Requirement> requirement = ParseExpression(expression);
+    if (!requirement.ok()) return requirement.status();
+    requirements.push_back(*std::move(requirement));
   }
   if (absl::Status status = read.Finish(); !status.ok()) return status;
   return std::make_unique<LabelSelectorFilter>(builder.type(), builder.name(), std::move(requirements));
@@ -160,8 +154,9 @@ absl::StatusOr<std::unique_ptr<Plugin>> MakeByLabel(PluginBuilder& builder) {
 
 void RegisterLabelFilters(PluginRegistry& registry) {
   MustRegister(registry, "label-selector-filter", MakeLabelSelector);
-  MustRegister(registry, "by-label-selector", MakeLabelSelector);
-  MustRegister(registry, "by-label", MakeByLabel);
+  MustRegister(registry, "by-label-selector", MakeLabelSelector, Stability::kDeprecated,
+               "label-selector-filter");
+  MustRegister(registry, "by-label", MakeByLabel, Stability::kDeprecated, "label-selector-filter");
 }
 
 }  // namespace llmd::sched

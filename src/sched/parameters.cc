@@ -1,5 +1,6 @@
 #include "llmd/sched/parameters.h"
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 #include <optional>
@@ -86,7 +87,7 @@ ParameterReader ParameterReader::NestedItem(std::string_view field, std::size_t 
 
 const Value* ParameterReader::Raw(std::string_view field) {
   const Value* found = nullptr;
-  known_.emplace_back(field);
+  if (std::find(known_.begin(), known_.end(), field) == known_.end()) known_.emplace_back(field);
   for (std::size_t i = 0; i < fields_->size(); ++i) {
     if ((*fields_)[i].first != field) continue;
     used_[i] = true;
@@ -201,10 +202,22 @@ std::string ParameterReader::KnownFields() const {
 }
 
 std::uint32_t ParameterReader::LineOf(std::string_view field) const {
-  for (const Value::Field& f : *fields_) {
-    if (f.first == field && f.second.line() != 0) return f.second.line();
+  const auto find = [](const Value::Map& map, std::string_view name) -> const Value* {
+    for (const Value::Field& f : map) {
+      if (f.first == name) return &f.second;
+    }
+    return nullptr;
+  };
+  const Value* value = find(*fields_, field);
+  // "deciders.prefill" may stand for a field within a field.
+  for (std::size_t dot = field.find('.'); value == nullptr && dot != std::string_view::npos;
+       dot = field.find('.', dot + 1)) {
+    const Value* outer = find(*fields_, field.substr(0, dot));
+    if (outer == nullptr) continue;
+    value = outer->AsMap() == nullptr ? nullptr : find(*outer->AsMap(), field.substr(dot + 1));
+    if (value == nullptr) value = outer;
   }
-  return line_;
+  return value != nullptr && value->line() != 0 ? value->line() : line_;
 }
 
 void ParameterReader::WrongType(std::string_view field, const Value& value, std::string_view expected) {

@@ -22,6 +22,7 @@ const PluginRegistry& PluginRegistry::Builtin() {
     RegisterEndpointAttribute(*registry);
     RegisterEvictionPolicies(*registry);
     RegisterFairnessPolicies(*registry);
+    RegisterHostPlugins(*registry);
     RegisterInFlightProducer(*registry);
     RegisterLabelFilters(*registry);
     RegisterLatencyFilters(*registry);
@@ -45,6 +46,7 @@ const PluginRegistry& PluginRegistry::Builtin() {
     RegisterTopology(*registry);
     RegisterUsageLimitPolicies(*registry);
     RegisterUtilizationDetector(*registry);
+    RegisterMulticlusterAliases(*registry);
     return registry;
   }();
   return builtin;

@@ -7,9 +7,12 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
 #include "src/sched/builtin_plugins.h"
+#include "src/sched/config_checks.h"
+#include "src/sched/config_text.h"
 #include "src/sched/flow_control_config.h"
 #include "src/sched/scheduler_impl.h"
 
@@ -18,8 +21,10 @@ namespace {
 
 absl::Status Error(const std::string& message) { return absl::InvalidArgumentError(message); }
 
-std::string Where(const SourcePlace& place, std::string_view otherwise) {
-  return DescribePlace(place, otherwise);
+// A complaint about what stands at `place`, which is named unless the complaint names one.
+absl::Status Placed(const absl::Status& status, const SourcePlace& place) {
+  if (place.path.empty() || absl::StartsWith(status.message(), "line ")) return status;
+  return absl::Status(status.code(), absl::StrCat(PlaceText(place), ": ", status.message()));
 }
 
 class Builder {
@@ -59,7 +64,10 @@ class Builder {
   absl::Status ChooseHandler();
   absl::Status AddDefaultPicker();
   absl::Status ChooseDetector();
+  absl::Status AddHostDefaults();
+  absl::Status CheckReferences();
   absl::Status ChooseFlowPolicies();
+  absl::Status BindHandler();
   absl::Status AddProfile(ProfileSpec& spec);
 
   // One for each of entries_; not to be kept by reference while another may be added.
@@ -85,6 +93,17 @@ class Builder {
     return nullptr;
   }
 
+  // Where the first plugin stands that reads the slot.
+  SourcePlace ConsumerOf(std::uint32_t slot) const {
+    for (std::size_t i = 0; i < entries_.size(); ++i) {
+      const std::vector<std::uint32_t>& consumed = entries_[i].consumed;
+      if (std::find(consumed.begin(), consumed.end(), slot) != consumed.end()) {
+        return impl_.config.plugins[i].place;
+      }
+    }
+    return {};
+  }
+
   const PluginRegistry& registry_;
   PluginEnvironment environment_;
   Scheduler::Impl& impl_;
@@ -98,6 +117,8 @@ absl::Status Builder::Build() {
   if (absl::Status s = ChooseHandler(); !s.ok()) return s;
   if (absl::Status s = AddDefaultPicker(); !s.ok()) return s;
   if (absl::Status s = ChooseDetector(); !s.ok()) return s;
+  if (absl::Status s = AddHostDefaults(); !s.ok()) return s;
+  if (absl::Status s = CheckReferences(); !s.ok()) return s;
   if (absl::Status s = ChooseFlowPolicies(); !s.ok()) return s;
   impl_.default_prefix = impl_.layout.Declare<PrefixMatch>(kApproxProducerType);
   if (absl::Status s = AddMissingProducers(); !s.ok()) return s;
@@ -112,20 +133,20 @@ absl::Status Builder::Build() {
     }
     if (auto* agent = dynamic_cast<AgentIdentity*>(entry.plugin)) impl_.agent_identities.push_back(agent);
   }
-  return impl_.handler->Bind(impl_.profile_names);
+  return BindHandler();
 }
 
 absl::Status Builder::CheckNames() {
   for (std::size_t i = 0; i < specs().size(); ++i) {
     PluginSpec& spec = specs()[i];
     if (spec.type.empty()) {
-      return Error(
-          absl::StrCat(Where(spec.place, absl::StrCat("plugin \"", spec.name, "\"")), " is missing a type"));
+      return Error(absl::StrCat(PlaceText(spec.place, absl::StrCat("plugin \"", spec.name, "\"")),
+                                " is missing a type, expected a plugin type"));
     }
     if (spec.name.empty()) spec.name = spec.type;
     for (std::size_t j = 0; j < i; ++j) {
       if (specs()[j].name != spec.name) continue;
-      return Error(absl::StrCat(Where(spec.place, "plugins"), ": plugin name \"", spec.name,
+      return Error(absl::StrCat(PlaceText(spec.place, "plugins"), ": plugin name \"", spec.name,
                                 "\" is used twice, expected distinct names"));
     }
   }
@@ -144,10 +165,14 @@ absl::Status Builder::MakePlugins() {
 absl::Status Builder::Make(std::size_t index) {
   const PluginSpec spec = specs()[index];
   const auto where = [&spec] {
-    return Where(spec.place, spec.name == spec.type ? "plugin" : absl::StrCat("plugin \"", spec.name, "\""));
+    return PlaceText(spec.place,
+                     spec.name == spec.type ? "plugin" : absl::StrCat("plugin \"", spec.name, "\""));
   };
   const PluginRegistry::Entry* type = registry_.Find(spec.type);
-  if (type == nullptr) return Error(absl::StrCat(where(), ": type \"", spec.type, "\" is not registered"));
+  if (type == nullptr) {
+    return Error(
+        absl::StrCat(where(), ": type \"", spec.type, "\" is not registered, expected a plugin type"));
+  }
   if (type->stability == Stability::kExperimental && !impl_.config.allow_experimental) {
     return Error(
         absl::StrCat(where(), ": type \"", spec.type,
@@ -160,7 +185,7 @@ absl::Status Builder::Make(std::size_t index) {
   entries_[index].state = Entry::State::kBeingMade;
   PluginBuilder builder(spec, environment_);
   absl::StatusOr<std::unique_ptr<Plugin>> plugin = type->factory(builder);
-  if (!plugin.ok()) return plugin.status();
+  if (!plugin.ok()) return Placed(plugin.status(), spec.place);
   if (*plugin == nullptr || (*plugin)->name() != spec.name) {
     return absl::InternalError(absl::StrCat("plugin type \"", spec.type, "\" made a plugin of another name"));
   }
@@ -213,7 +238,9 @@ absl::Status Builder::AddMissingProducers() {
     const std::string type = data.data_type;
     const std::string producer = data.producer;
     if (registry_.DefaultProducer(type) != producer || Find(producer) != nullptr) {
-      return Error(absl::StrCat("no plugin named \"", producer, "\" produces ", type));
+      return Placed(Error(absl::StrCat("no plugin named \"", producer, "\" produces ", type,
+                                       ", expected the name of one that does")),
+                    ConsumerOf(slot));
     }
     if (absl::Status s = AddPlugin(producer); !s.ok()) return s;
     if (ProducerOf(slot) == nullptr)
@@ -221,7 +248,9 @@ absl::Status Builder::AddMissingProducers() {
   }
   for (const std::uint32_t slot : impl_.layout.type_conflicts()) {
     const DataLayout::Entry& data = impl_.layout.entries()[slot];
-    return Error(absl::StrCat(data.data_type, " of \"", data.producer, "\" is declared with two types"));
+    return Placed(
+        Error(absl::StrCat(data.data_type, " of \"", data.producer, "\" is declared with two types")),
+        ConsumerOf(slot));
   }
   return absl::OkStatus();
 }
@@ -241,8 +270,10 @@ absl::Status Builder::OrderProducers() {
     };
     const auto next = std::find_if_not(waiting.begin(), waiting.end(), waits);
     if (next == waiting.end()) {
-      return Error(absl::StrCat("data producers depend on each other in a circle, plugin \"",
-                                waiting.front()->plugin->name(), "\" among them"));
+      const Entry* first = waiting.front();
+      return Placed(Error(absl::StrCat("data producers depend on each other in a circle, plugin \"",
+                                       first->plugin->name(), "\" among them")),
+                    impl_.config.plugins[static_cast<std::size_t>(first - entries_.data())].place);
     }
     impl_.producers.push_back(dynamic_cast<DataProducer*>((*next)->plugin));
     waiting.erase(next);
@@ -255,7 +286,7 @@ absl::Status Builder::ChooseHandler() {
     auto* handler = dynamic_cast<ProfileHandler*>(entries_[i].plugin);
     if (handler == nullptr) continue;
     if (impl_.handler != nullptr) {
-      return Error(absl::StrCat(Where(specs()[i].place, "plugins"), ": plugin \"", specs()[i].name,
+      return Error(absl::StrCat(PlaceText(specs()[i].place, "plugins"), ": plugin \"", specs()[i].name,
                                 "\" is a second profile handler, expected one"));
     }
     impl_.handler = handler;
@@ -263,7 +294,9 @@ absl::Status Builder::ChooseHandler() {
   if (impl_.handler != nullptr) return absl::OkStatus();
   const std::size_t profiles = impl_.config.profiles.size();
   if (profiles > 1) {
-    return Error(absl::StrCat("plugins: no profile handler, expected one for ", profiles, " profiles"));
+    return Placed(
+        Error(absl::StrCat("plugins: no profile handler, expected one for ", profiles, " profiles")),
+        impl_.config.profiles[1].place);
   }
   if (absl::Status s = AddPlugin(kSingleProfileHandlerType); !s.ok()) return s;
   impl_.handler = dynamic_cast<ProfileHandler*>(entries_.back().plugin);
@@ -283,39 +316,69 @@ absl::Status Builder::ChooseDetector() {
     if (absl::Status s = AddPlugin(kUtilizationDetectorType); !s.ok()) return s;
     plugin = entries_.back().plugin;
   }
-  const std::string where = Where(flow.place, "flowControl") + ".saturationDetector.pluginRef is \"" +
-                            flow.saturation_detector + "\", expected ";
-  if (plugin == nullptr) return Error(where + "the name of a plugin");
+  const std::string where = ReferenceText(impl_.config, "flowControl.saturationDetector.pluginRef");
+  if (plugin == nullptr) {
+    return Error(
+        absl::StrCat(where, " is \"", flow.saturation_detector, "\", expected the name of a plugin"));
+  }
   impl_.detector = dynamic_cast<SaturationDetector*>(plugin);
-  if (impl_.detector == nullptr) return Error(where + "a saturation detector, not a " + plugin->type());
+  if (impl_.detector == nullptr) {
+    return Error(absl::StrCat(where, " is \"", flow.saturation_detector,
+                              "\", expected a saturation detector, not a ", plugin->type()));
+  }
   return absl::OkStatus();
 }
 
 absl::Status Builder::ChooseFlowPolicies() {
-  FlowControlConfig& flow = impl_.config.flow_control;
   if (impl_.config.feature_gates.flow_control) {
-    return CompleteFlowControl(flow, {.find = [this](std::string_view name) { return Find(name); },
-                                      .add = [this](std::string_view type) { return AddPlugin(type); }});
+    return CompleteFlowControl(impl_.config,
+                               {.find = [this](std::string_view name) { return Find(name); },
+                                .add = [this](std::string_view type) { return AddPlugin(type); }});
   }
+  const FlowControlConfig& flow = impl_.config.flow_control;
   if (HasFlowControlSettings(flow)) {
-    environment_.warn(Where(flow.place, "flowControl") +
+    environment_.warn(PlaceText(flow.place, "flowControl") +
                       " has settings without effect: the feature gate flowControl is off");
   }
   return absl::OkStatus();
 }
 
+absl::Status Builder::AddHostDefaults() {
+  for (const std::string_view type : AddDefaultReferences(impl_.config)) {
+    if (Find(type) != nullptr) continue;
+    if (absl::Status s = AddPlugin(type); !s.ok()) return s;
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Builder::CheckReferences() {
+  return CheckHostReferences(
+      impl_.config, [this](std::string_view name) { return static_cast<const Plugin*>(Find(name)); },
+      environment_.warn);
+}
+
+absl::Status Builder::BindHandler() {
+  absl::Status status = impl_.handler->Bind(impl_.profile_names);
+  if (status.ok()) return status;
+  for (std::size_t i = 0; i < entries_.size(); ++i) {
+    if (dynamic_cast<ProfileHandler*>(entries_[i].plugin) == impl_.handler)
+      return Placed(status, specs()[i].place);
+  }
+  return status;
+}
+
 absl::Status Builder::AddProfile(ProfileSpec& spec) {
   const std::vector<std::string>& names = impl_.profile_names;
   if (spec.name.empty()) {
-    return Error(absl::StrCat(Where(spec.place, "a profile"), " is missing a name"));
+    return Error(absl::StrCat(PlaceText(spec.place, "a profile"), " is missing a name, expected one"));
   }
   if (std::find(names.begin(), names.end(), spec.name) != names.end()) {
-    return Error(absl::StrCat(Where(spec.place, "profiles"), ": profile name \"", spec.name,
+    return Error(absl::StrCat(PlaceText(spec.place, "profiles"), ": profile name \"", spec.name,
                               "\" is used twice, expected distinct names"));
   }
   Profile profile(spec.name);
   for (PluginRef& ref : spec.plugins) {
-    const std::string where = Where(ref.place, absl::StrCat("profile \"", spec.name, "\""));
+    const std::string where = PlaceText(ref.place, absl::StrCat("profile \"", spec.name, "\""));
     if (ref.plugin.empty()) return Error(where + " is missing pluginRef, expected a plugin's name");
     Plugin* plugin = Find(ref.plugin);
     if (plugin == nullptr) {
@@ -375,7 +438,7 @@ absl::StatusOr<std::unique_ptr<Scheduler>> Scheduler::Create(const SchedulerConf
   impl->states = resources.states != nullptr ? resources.states : std::make_shared<PluginStates>();
   if (absl::Status status = Builder(registry, resources, *impl).Build(); !status.ok()) {
     if (config.source.empty()) return status;
-    return absl::Status(status.code(), absl::StrCat(config.source, ": ", status.message()));
+    return WithSource(status, config.source);
   }
   return std::unique_ptr<Scheduler>(new Scheduler(std::move(impl)));
 }

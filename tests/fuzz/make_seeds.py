@@ -44,9 +44,15 @@ def ingest(vectors, folder):
     write(folder, "all", b"".join(apply(case, i % 4) for i, case in enumerate(cases)))
 
 
+def config_file(tests, folder):
+    for path in [*tests.glob("configs/*.yaml"), *tests.glob("config_corpus/*.yaml")]:
+        write(folder, path.name, path.read_bytes())
+
+
 def main():
     golden, corpus = map(pathlib.Path, sys.argv[1:3])
     vectors = json.loads((golden / "kv_events.json").read_text())
+    config_file(golden.parent / "sched", corpus / "fuzz_config_file")
     event_decoder(vectors, corpus / "fuzz_event_decoder")
     ingest(vectors, corpus / "fuzz_ingest")
     publisher_stream(corpus / "fuzz_publisher_stream")

@@ -177,7 +177,8 @@ TEST_F(ConfigTest, ProfileErrors) {
               HasSubstr("expected a filter, scorer or picker"));
   EXPECT_THAT(complaint({{"a", {{"max-score-picker", {}}, {"random-picker", {}}}}}),
               HasSubstr("second picker"));
-  EXPECT_THAT(complaint({{"a", {{"queue-scorer", std::nan("")}}}}), HasSubstr("weight of \"queue-scorer\" is nan"));
+  EXPECT_THAT(complaint({{"a", {{"queue-scorer", std::nan("")}}}}),
+              HasSubstr("weight of \"queue-scorer\" is nan"));
   EXPECT_THAT(complaint({{"a", {}}, {"b", {}}}), HasSubstr("2 profiles, expected 1"));
   EXPECT_THAT(Complaint({.plugins = {}, .profiles = {{"a", {}}, {"b", {}}}}),
               HasSubstr("no profile handler, expected one for 2"));

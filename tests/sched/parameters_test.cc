@@ -69,7 +69,8 @@ TEST(ParameterReader, NamesFieldValueAndExpectation) {
 
 TEST(ParameterReader, RefusesWhatItDoesNotKnow) {
   const Value unknown = Parameters({{"tresholds", 1}});
-  EXPECT_EQ(ParameterReader("plug", unknown).Finish().message(), "plug: tresholds is unknown, expected no parameters");
+  EXPECT_EQ(ParameterReader("plug", unknown).Finish().message(),
+            "plug: tresholds is unknown, expected no parameters");
   const Value list = Value::MakeList({});
   EXPECT_EQ(ParameterReader("plug", list).Finish().message(), "plug: parameters is a list, expected a map");
   const Value twice = Parameters({{"a", 1}, {"a", 2}});
@@ -79,6 +80,23 @@ TEST(ParameterReader, RefusesWhatItDoesNotKnow) {
   EXPECT_EQ(read.Finish().message(), "plug: a is given twice, expected one value");
   const Value null;
   EXPECT_TRUE(ParameterReader("plug", null).Finish().ok());
+}
+
+TEST(ParameterReader, DottedFieldsHaveTheLineOfTheInnermost) {
+  Value prefill("x");
+  prefill.set_line(3);
+  Value deciders = Parameters({{"prefill", prefill}});
+  deciders.set_line(2);
+  Value all = Parameters({{"deciders", deciders}});
+  all.set_line(1);
+  const auto complaint = [&all](std::string_view field) {
+    ParameterReader read = ParameterReader::At("p", all);
+    read.Reject(field, "x", "y");
+    return std::string(read.Complaint().message());
+  };
+  EXPECT_EQ(complaint("deciders.prefill"), "line 3: p.deciders.prefill is x, expected y");
+  EXPECT_EQ(complaint("deciders.encode"), "line 2: p.deciders.encode is x, expected y");
+  EXPECT_EQ(complaint("profiles.encode"), "line 1: p.profiles.encode is x, expected y");
 }
 
 }  // namespace

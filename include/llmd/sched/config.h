@@ -8,6 +8,7 @@
 #define LLMD_SCHED_CONFIG_H_
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -103,6 +104,9 @@ struct SchedulerConfig {
   Compatibility compatibility = {};
   bool allow_experimental = false;  // plugin types that are alpha
   std::string source = {};          // the file's name, for messages
+  // Where pluginRefs outside of the profiles stand in it, by their paths such as
+  // "requestHandler.parsers[0].pluginRef".
+  std::map<std::string, std::uint32_t> reference_lines = {};
 };
 
 }  // namespace llmd::sched

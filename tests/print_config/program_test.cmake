@@ -1,0 +1,51 @@
+# Runs print_config and checks what a user sees.
+function(run out_var err_var rc_var)
+  execute_process(COMMAND ${ARGN} OUTPUT_VARIABLE out ERROR_VARIABLE err RESULT_VARIABLE rc)
+  set(${out_var} "${out}" PARENT_SCOPE)
+  set(${err_var} "${err}" PARENT_SCOPE)
+  set(${rc_var} "${rc}" PARENT_SCOPE)
+endfunction()
+function(expect condition)
+  if(NOT (${ARGN}))
+    message(FATAL_ERROR "${condition}")
+  endif()
+endfunction()
+
+run(first err rc ${PROGRAM} ${CONFIGS}/configs/minimal.yaml)
+expect("minimal.yaml is refused: ${err}" rc EQUAL 0)
+expect("warnings on a good file: ${err}" NOT err)
+expect("no defaults: ${first}" first MATCHES "max-score-picker" AND first MATCHES "core-metrics-extractor")
+file(WRITE ${WORK}/printed.yaml "${first}")
+run(second err rc ${PROGRAM} ${WORK}/printed.yaml)
+expect("what was printed is refused: ${err}" rc EQUAL 0)
+expect("what was printed means something else" first STREQUAL second)
+
+run(out err rc ${PROGRAM} ${CONFIGS}/configs/old_saturation_at_the_top.yaml)
+expect("deprecated fields are refused: ${err}" rc EQUAL 0)
+expect("no warning: ${err}" err MATCHES "warning: [^\n]*old_saturation_at_the_top.yaml: line [0-9]+: parser is deprecated")
+expect("warnings on stdout" NOT out MATCHES "warning")
+
+run(out err rc ${PROGRAM} ${CONFIGS}/config_corpus/parameter_unknown.yaml)
+expect("a bad file is accepted" rc EQUAL 1)
+expect("bad message: ${err}"
+  err MATCHES "^error: [^\n]*parameter_unknown.yaml: line 6: plugins.0..parameters.max is unknown, expected one of[^\n]*\n$")
+expect("output of a bad file" NOT out)
+
+set(alpha ${CONFIGS}/configs/guide_many_clusters.yaml)
+run(out err rc ${PROGRAM} ${alpha})
+expect("an experimental plugin is accepted" rc EQUAL 1 AND err MATCHES "is experimental")
+run(out err rc ${PROGRAM} --allow-experimental-plugins ${alpha})
+expect("--allow-experimental-plugins has no effect: ${err}" rc EQUAL 0)
+
+run(out err rc ${CMAKE_COMMAND} -E env ENABLE_GIE_QUEUE_SCORER=true GIE_QUEUE_SCORER_WEIGHT=7 PD_CACHE_AWARE_ROUTING=true
+  ${PROGRAM} --from-env)
+expect("--from-env fails: ${err}" rc EQUAL 0)
+expect("no weight: ${out}" out MATCHES "pluginRef: queue-scorer\n *weight: 7.0")
+expect("no warning: ${err}" err MATCHES "warning: PD_CACHE_AWARE_ROUTING: is read by no release")
+
+run(out err rc ${PROGRAM} ${WORK}/nowhere.yaml)
+expect("a missing file is accepted" rc EQUAL 1 AND err MATCHES "nowhere.yaml: cannot be read")
+run(out err rc ${PROGRAM})
+expect("nothing to print is accepted" rc EQUAL 1 AND err MATCHES "give FILE or --from-env")
+run(out err rc ${PROGRAM} --from-env ${WORK}/printed.yaml)
+expect("two sources are accepted" NOT rc EQUAL 0)

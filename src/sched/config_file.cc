@@ -16,6 +16,11 @@ void AppendWarnings(const std::vector<std::string>& from, const std::string& sou
   for (const std::string& warning : from) to->push_back(absl::StrCat(source, ": ", warning));
 }
 
+Resources WithStates(Resources resources) {
+  if (resources.states == nullptr) resources.states = std::make_shared<PluginStates>();
+  return resources;
+}
+
 }  // namespace
 
 absl::StatusOr<SchedulerConfig> ParseConfig(std::string_view text, const ConfigTextOptions& options,
@@ -46,15 +51,6 @@ absl::StatusOr<std::unique_ptr<Scheduler>> LoadScheduler(std::string_view text,
   if (scheduler.ok()) AppendWarnings((*scheduler)->warnings(), options.source, warnings);
   return scheduler;
 }
-
-namespace {
-
-Resources WithStates(Resources resources) {
-  if (resources.states == nullptr) resources.states = std::make_shared<PluginStates>();
-  return resources;
-}
-
-}  // namespace
 
 ReloadableScheduler::ReloadableScheduler(const PluginRegistry& registry, Resources resources)
     : registry_(registry), resources_(WithStates(std::move(resources))) {}

@@ -128,19 +128,18 @@ Made MakeTokenProducer(PluginBuilder& builder) {
   }
   PositiveDuration(vllm, "timeout");
   PositiveDuration(vllm, "mmTimeout");
-  // Its fields are the estimate's own affair.
-  ParameterReader estimate = read.Nested("estimate");
-  ParameterReader socket = read.Nested("udsTokenizerConfig");
-  if (read.Raw("udsTokenizerConfig") != nullptr)
-    builder.Warn(absl::StrCat(builder.name(), ": udsTokenizerConfig is deprecated, use vllm"));
+  if (absl::Status s = vllm.Finish(); !s.ok()) return s;
+  // What these two hold is for the host to check.
+  const ParameterReader estimate = read.Nested("estimate");
+  if (!estimate.Complaint().ok()) return estimate.Complaint();
+  const ParameterReader socket = read.Nested("udsTokenizerConfig");
+  if (!socket.Complaint().ok()) return socket.Complaint();
+  if (read.Raw("udsTokenizerConfig") != nullptr) {
+    builder.Warn(absl::StrCat("plugin \"", builder.name(), "\": udsTokenizerConfig is deprecated, use vllm"));
+  }
   if (read.Raw("vllm") != nullptr && read.Raw("estimate") != nullptr) {
     read.Reject("estimate", "given beside vllm", "one of the two");
   }
-  for (ParameterReader* part : {&vllm}) {
-    if (absl::Status s = part->Finish(); !s.ok()) return s;
-  }
-  if (!estimate.Complaint().ok()) return estimate.Complaint();
-  if (!socket.Complaint().ok()) return socket.Complaint();
   return FinishAs(builder, read, Kind::kOther);
 }
 

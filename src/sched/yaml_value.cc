@@ -9,7 +9,6 @@
 #include <istream>
 #include <map>
 #include <optional>
-#include <set>
 #include <streambuf>
 #include <string>
 #include <utility>

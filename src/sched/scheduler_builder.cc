@@ -240,7 +240,7 @@ absl::Status Builder::OrderProducers() {
       return Error(absl::StrCat("data producers depend on each other in a circle, plugin \"",
                                 waiting.front()->plugin->name(), "\" among them"));
     }
-    impl_.producers.push_back(dynamic_cast<DataProducer*>((*next)->plugin));
+    impl_.producers.push_back({dynamic_cast<DataProducer*>((*next)->plugin), (*next)->plugin->name()});
     waiting.erase(next);
   }
   return absl::OkStatus();
@@ -317,9 +317,10 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
       return Error(absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight,
                                 ", expected a finite number"));
     }
-    if (filter != nullptr) profile.AddFilter(filter, plugin->name());
+    const bool remembers = dynamic_cast<PreRequest*>(plugin) != nullptr;
+    if (filter != nullptr) profile.AddFilter(filter, plugin->name(), remembers);
     if (scorer != nullptr) {
-      profile.AddScorer(scorer, plugin->name(), weight);
+      profile.AddScorer(scorer, plugin->name(), weight, remembers);
       ref.weight = weight;
     }
     if (picker != nullptr) {

@@ -97,13 +97,13 @@ absl::Status Scheduler::Schedule(const ScheduleInput& input, Workspace& workspac
   const std::span<const Profile> profiles = impl_->profiles;
   Reset(decision, profiles.size());
   if (explanation != nullptr) Reset(*explanation, profiles, input.seed);
+  state.columns.Begin(input.pool.size());
   if (absl::Status status = SelectCandidates(input, state.candidates); !status.ok()) return status;
   if (explanation != nullptr) explanation->candidates = state.candidates.size();
 
   Random random(~input.seed);  // of producers
   Context context{input.request, input.pool, input.now, random, state.columns, state.candidates};
   if (absl::Status status = impl_->ShedSaturated(context); !status.ok()) return status;
-  state.columns.Begin(input.pool.size());
   if (input.recorded != nullptr) input.recorded->Publish(impl_->layout, state.columns);
   for (std::size_t i = 0; i < impl_->producers.size(); ++i) {
     if (input.recorded != nullptr && input.recorded->Replaces(impl_->producers[i].name)) continue;

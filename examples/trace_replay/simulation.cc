@@ -15,6 +15,7 @@
 #include "llmd/index/approx_index.h"
 #include "llmd/index/prefix_index.h"
 #include "llmd/sched/decision.h"
+#include "llmd/sched/decision_record.h"
 #include "llmd/sched/endpoint_pool.h"
 #include "llmd/sched/explanation.h"
 #include "llmd/sched/request.h"
@@ -47,6 +48,7 @@ struct Simulation::Impl {
   absl::Status Arrive(std::shared_ptr<const PreparedRequest> request);
   absl::Status Publish(std::uint32_t endpoint, Nanos at, const worker::BlockEvents& events);
   void Scrape(Nanos at);
+  absl::Status FlushRecords(std::size_t keep);
   void Explain(const PreparedRequest& request);
 
   const SimulationOptions options;
@@ -66,7 +68,9 @@ struct Simulation::Impl {
   std::optional<sched::Workspace> workspace;
   sched::Decision decision;
   sched::Explanation explanation;
-  sched::Dispatch dispatch;
+  std::vector<sched::Flight> flights;  // by request, until it is served
+  std::optional<sched::DecisionLogWriter> recorder;
+  std::vector<std::byte> records;  // not handed out yet
   Random seeds{0};
 
   worker::EventWriter writer;
@@ -123,7 +127,22 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
   if (!made.ok()) return made.status();
   scheduler = *std::move(made);
   workspace.emplace(*scheduler);
+  flights.resize(num_requests);
+  if (options.record == nullptr) return absl::OkStatus();
+  recorder.emplace(*scheduler, sched::RecordOptions{.text = policy.text, .codecs = MakeCodecs()});
+  if (!recorder->unrecorded().empty()) {
+    return absl::UnimplementedError(
+        absl::StrCat("record: ", recorder->unrecorded().front(), " is no datum that can be recorded"));
+  }
+  recorder->Begin(records);
   return absl::OkStatus();
+}
+
+absl::Status Simulation::Impl::FlushRecords(std::size_t keep) {
+  if (recorder == std::nullopt || records.size() <= keep) return absl::OkStatus();
+  absl::Status status = options.record(records);
+  records.clear();
+  return status;
 }
 
 absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
@@ -162,9 +181,11 @@ absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
         request.finished = served.finished;
         request.hit_tokens = served.hit_tokens;
         request.preemptions = served.preemptions;
+        flights[served.index].OnResponseBody({.now = VirtualTime(served.finished), .last = true});
       },
-      [this, position](Nanos at, const worker::BlockEvents& events) {
-        return Publish(position, at, events);
+      [this, position](Nanos at, const worker::BlockEvents& events) { return Publish(position, at, events); },
+      [this](std::size_t index, Nanos at) {
+        flights[index].OnResponseBody({.now = VirtualTime(at), .first = true});
       });
   if (!engine.ok()) return engine.status();
   engines.push_back(*std::move(engine));
@@ -227,13 +248,24 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
       .request = request, .pool = pool, .now = VirtualTime(now), .seed = seeds.Next()};
   const bool explain = result.wall.decision_ns.size() < options.explain;
 
-  dispatch = {};
+  sched::Dispatch dispatch;
   expectation = {};
-  const auto start = std::chrono::steady_clock::now();
-  absl::Status status = scheduler->Schedule(input, *workspace, decision, explain ? &explanation : nullptr);
+  auto start = std::chrono::steady_clock::now();
+  absl::Status status =
+      scheduler->Schedule(input, *workspace, decision, explain || recorder ? &explanation : nullptr);
+  std::uint32_t elapsed = ElapsedNs(start);
+  if (recorder) {
+    if (absl::Status s = recorder->Append(input, *workspace, decision, explanation, status, records);
+        !s.ok()) {
+      return s;
+    }
+    if (absl::Status s = FlushRecords(std::size_t{1} << 20); !s.ok()) return s;
+  }
+  start = std::chrono::steady_clock::now();
   if (status.ok()) status = scheduler->RunPreRequest(input, *workspace, decision, dispatch);
-  const std::uint32_t elapsed = ElapsedNs(start);
+  elapsed += ElapsedNs(start);
   if (!status.ok()) return status;
+  flights[prepared->index] = std::move(dispatch.flight);
   result.wall.decision_ns.push_back(elapsed);
   if (explain) Explain(*prepared);
 
@@ -276,7 +308,7 @@ absl::Status Simulation::Finish() {
     impl_->result.endpoints[i].totals = impl_->engines[i].totals();
   }
   if (impl_->ingestor != nullptr) impl_->result.events.ingest = impl_->ingestor->counters();
-  return absl::OkStatus();
+  return impl_->FlushRecords(0);
 }
 
 const PolicyResult& Simulation::result() const { return impl_->result; }

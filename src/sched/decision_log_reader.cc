@@ -59,6 +59,7 @@ struct DecisionLogReader::Impl {
   std::string last_model, last_fairness;
   std::deque<std::string> texts;  // addresses stay
   EndpointPool pool;
+  std::uint64_t pool_generation = 0;
   std::vector<record::LastScores> last_scores;
   std::vector<char> left;  // by position: a candidate that no filter has dropped
 };
@@ -174,6 +175,7 @@ absl::Status DecisionLogReader::Impl::Endpoints(ByteSource in) {
   if (!in.ok()) return Failed(in);
   if (in.left() > 0) return Error("bytes behind the last endpoint");
   pool = std::move(next);
+  ++pool_generation;
   for (record::LastScores& last : last_scores) last.survivors.clear();
   return absl::OkStatus();
 }
@@ -539,6 +541,8 @@ absl::StatusOr<std::unique_ptr<DecisionLogReader>> DecisionLogReader::Open(std::
 
 const DecisionLogHeader& DecisionLogReader::header() const { return impl_->header; }
 const EndpointPool& DecisionLogReader::pool() const { return impl_->pool; }
+std::uint64_t DecisionLogReader::pool_generation() const { return impl_->pool_generation; }
+std::size_t DecisionLogReader::bytes_read() const { return impl_->at; }
 
 absl::StatusOr<bool> DecisionLogReader::Next(DecisionRecord& record) {
   Impl& impl = *impl_;

@@ -204,6 +204,9 @@ class DecisionLogReader {
   absl::StatusOr<bool> Next(DecisionRecord& record);
   // The pool of the latest record, with the endpoints' state.
   const EndpointPool& pool() const;
+  // Changes when endpoints come or go.
+  std::uint64_t pool_generation() const;
+  std::size_t bytes_read() const;
 
  private:
   struct Impl;

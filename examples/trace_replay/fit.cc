@@ -59,7 +59,7 @@ class Simulator {
   std::size_t held_out_size() const { return requests_.size() - fit_size_; }
 
   // By seed, on as many threads as allowed.
-  absl::StatusOr<std::vector<FitFigures>> Run(const Policy& policy, bool held_out) const {
+  absl::StatusOr<std::vector<FitFigures>> Run(const Policy& policy, bool held_out, bool event_path) const {
     const std::size_t seeds = held_out ? options_.held_out_seeds : options_.seeds;
     std::vector<FitFigures> runs(seeds);
     std::vector<absl::Status> statuses(seeds);
@@ -67,7 +67,7 @@ class Simulator {
     const auto work = [&] {
       for (std::size_t i = next++; i < seeds; i = next++) {
         const std::uint64_t seed = simulation_.seed + i + (held_out ? kHeldOutSeeds : 0);
-        absl::StatusOr<FitFigures> figures = Simulate(policy, seed, held_out);
+        absl::StatusOr<FitFigures> figures = Simulate(policy, seed, held_out, event_path);
         statuses[i] = figures.status();
         if (figures.ok()) runs[i] = *figures;
       }
@@ -83,10 +83,12 @@ class Simulator {
   }
 
  private:
-  absl::StatusOr<FitFigures> Simulate(const Policy& policy, std::uint64_t seed, bool held_out) const {
+  absl::StatusOr<FitFigures> Simulate(const Policy& policy, std::uint64_t seed, bool held_out,
+                                      bool event_path) const {
     SimulationOptions options = simulation_;
     options.seed = seed;
     options.explain = 0;
+    options.event_path = event_path;
     auto simulation = Simulation::Create(options, policy, requests_.size());
     if (!simulation.ok()) return simulation.status();
     const std::size_t end = held_out ? requests_.size() : fit_size_;
@@ -155,7 +157,7 @@ class Search {
 
   double Evaluate(const std::vector<double>& unit) {
     const absl::StatusOr<std::vector<FitFigures>> runs =
-        simulator_.Run(MakeFitPolicy("candidate", parameters_, Values(unit)), false);
+        simulator_.Run(MakeFitPolicy("candidate", parameters_, Values(unit)), false, false);
     if (!runs.ok()) {
       status_ = runs.status();
       return HUGE_VAL;
@@ -302,7 +304,8 @@ absl::StatusOr<FitResult> Fit(const Workload& workload, const SimulationOptions&
        {Comparison{before, false, result.default_fit}, Comparison{result.fitted, false, result.fitted_fit},
         Comparison{before, true, result.default_held_out},
         Comparison{result.fitted, true, result.fitted_held_out}}) {
-    absl::StatusOr<std::vector<FitFigures>> runs = simulator.Run(comparison.policy, comparison.held_out);
+    absl::StatusOr<std::vector<FitFigures>> runs =
+        simulator.Run(comparison.policy, comparison.held_out, true);
     if (!runs.ok()) return runs.status();
     comparison.runs = *std::move(runs);
   }

@@ -9,6 +9,9 @@
 // setting are simulated on the whole workload with other seeds, so that caches and queues are what the same
 // setting made of them, and only requests that arrive in the held-out part count.
 //
+// During the search matches are looked up in the pools (SimulationOptions::event_path), which is faster and
+// nearly the same; both comparisons play the whole loop.
+//
 // The search. A decision is an argmax, so the objective is a step function of the weights, and a small change
 // of one decision changes all later ones, which looks like noise. So no derivatives and no quadratic models:
 // DIRECT-L, which divides the box, spends 60 % of the evaluations; Subplex, a Nelder-Mead made for noisy

@@ -48,6 +48,7 @@ struct Simulation::Impl {
   absl::Status Arrive(std::shared_ptr<const PreparedRequest> request);
   absl::Status Publish(std::uint32_t endpoint, Nanos at, const worker::BlockEvents& events);
   void Scrape(Nanos at);
+  class PoolMatcher;
   absl::Status FlushRecords(std::size_t keep);
   void Explain(const PreparedRequest& request);
 
@@ -61,6 +62,7 @@ struct Simulation::Impl {
   std::vector<sched::EndpointHandle> handles;
   std::vector<ingest::PublisherId> publishers;
   std::vector<Engine> engines;
+  const PreparedRequest* deciding = nullptr;
   Nanos scraped = -1;
 
   Expectation expectation;
@@ -82,6 +84,27 @@ struct Simulation::Impl {
   PolicyResult result;
 };
 
+// Stands in for the exact index: finds the leading blocks of the request at hand in every pool.
+class Simulation::Impl::PoolMatcher final : public sched::PrefixMatcher {
+ public:
+  explicit PoolMatcher(const Impl& simulation) : simulation_(simulation) {}
+
+  void Match(const index::NamespaceId&, BlockKeySpan chain, index::MatchResult& result) override {
+    result.clear();
+    if (simulation_.deciding == nullptr) return;
+    const std::vector<hash::Digest>& digests = simulation_.deciding->digests;
+    for (std::size_t i = 0; i < simulation_.engines.size(); ++i) {
+      const worker::BlockPool& pool = simulation_.engines[i].kv().pool();
+      std::uint32_t depth = 0;
+      while (depth < chain.size() && pool.Find(digests[depth]) != worker::kNoBlock) ++depth;
+      if (depth > 0) result.push_back({static_cast<std::uint32_t>(i), depth});
+    }
+  }
+
+ private:
+  const Impl& simulation_;
+};
+
 absl::Status Simulation::Impl::Build(std::size_t num_requests) {
   if (options.endpoints < 1 || options.endpoints > 4096) {
     return absl::InvalidArgumentError(
@@ -97,7 +120,10 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
 
   sched::Resources resources;
   resources.prefix_sources.resize(2);
-  if (policy.uses_exact) {
+  if (policy.uses_exact && !options.event_path) {
+    resources.prefix_sources[sched::kExactSource] = {[this] { return std::make_unique<PoolMatcher>(*this); },
+                                                     nullptr};
+  } else if (policy.uses_exact) {
     auto made = index::PrefixIndex::Create({.max_holders = options.endpoints});
     if (!made.ok()) return made.status();
     exact = *std::move(made);
@@ -162,6 +188,10 @@ absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
     auto publisher = ingestor->AddPublisher({.endpoint = host_port, .model = std::string(kModel)});
     if (!publisher.ok()) return publisher.status();
     publishers.push_back(*publisher);
+  }
+  if (policy.uses_exact && !options.event_path) {
+    const index::HolderId holder{static_cast<std::uint16_t>(position), 1};
+    if (absl::Status s = pool.BindHolder(sched::kExactSource, holder, *handle); !s.ok()) return s;
   }
   if (approx != nullptr) {
     const std::size_t capacity = options.approx_capacity_blocks > 0
@@ -248,6 +278,7 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
       .request = request, .pool = pool, .now = VirtualTime(now), .seed = seeds.Next()};
   const bool explain = result.wall.decision_ns.size() < options.explain;
 
+  deciding = prepared.get();
   sched::Dispatch dispatch;
   expectation = {};
   auto start = std::chrono::steady_clock::now();

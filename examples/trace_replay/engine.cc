@@ -12,7 +12,8 @@ using worker::RequestStatus;
 
 }  // namespace
 
-absl::StatusOr<Engine> Engine::Create(const EngineOptions& options, ServedSink served, EventSink events) {
+absl::StatusOr<Engine> Engine::Create(const EngineOptions& options, ServedSink served, EventSink events,
+                                      FirstTokenSink first_token) {
   if (options.max_running < 1 || options.max_batched_tokens < options.max_running) {
     return absl::InvalidArgumentError(absl::StrCat("max_batched_tokens: is ", options.max_batched_tokens,
                                                    ", expected at least max_running, which is ",
@@ -24,11 +25,16 @@ absl::StatusOr<Engine> Engine::Create(const EngineOptions& options, ServedSink s
                                                .block_size = kBlockTokens,
                                                .enable_events = options.publish_events}});
   if (!kv.ok()) return kv.status();
-  return Engine(options, *std::move(kv), std::move(served), std::move(events));
+  return Engine(options, *std::move(kv), std::move(served), std::move(events), std::move(first_token));
 }
 
-Engine::Engine(const EngineOptions& options, worker::KvCacheManager kv, ServedSink served, EventSink events)
-    : options_(options), kv_(std::move(kv)), served_(std::move(served)), events_(std::move(events)) {}
+Engine::Engine(const EngineOptions& options, worker::KvCacheManager kv, ServedSink served, EventSink events,
+               FirstTokenSink first_token)
+    : options_(options),
+      kv_(std::move(kv)),
+      served_(std::move(served)),
+      events_(std::move(events)),
+      first_token_(std::move(first_token)) {}
 
 absl::Status Engine::Submit(std::shared_ptr<const PreparedRequest> request, Nanos now) {
   const std::size_t blocks = (request->tokens.size() + kBlockTokens - 1) / kBlockTokens;
@@ -144,7 +150,10 @@ absl::Status Engine::FinishStep() {
         active.scheduled > 0 && active.view.num_computed_tokens == active.view.num_tokens();
     active.scheduled = 0;
     if (caught_up) {
-      if (active.generated++ == 0) active.first_token = step_end_;
+      if (active.generated++ == 0) {
+        active.first_token = step_end_;
+        if (first_token_) first_token_(active.source->index, step_end_);
+      }
       if (active.generated == active.source->output_tokens) {
         if (absl::Status s = FinishRequest(active); !s.ok()) return s;
         continue;

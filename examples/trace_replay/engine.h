@@ -60,10 +60,13 @@ struct EngineTotals {
 class Engine {
  public:
   using ServedSink = std::function<void(const ServedRequest&)>;
+  // A request has its first token.
+  using FirstTokenSink = std::function<void(std::size_t index, Nanos at)>;
   // Events of one step, at its end.
   using EventSink = std::function<absl::Status(Nanos at, const worker::BlockEvents&)>;
 
-  static absl::StatusOr<Engine> Create(const EngineOptions& options, ServedSink served, EventSink events);
+  static absl::StatusOr<Engine> Create(const EngineOptions& options, ServedSink served, EventSink events,
+                                       FirstTokenSink first_token = {});
 
   // `now` is not before the last AdvanceTo(). InvalidArgument when the pool could never hold the request.
   absl::Status Submit(std::shared_ptr<const PreparedRequest> request, Nanos now);
@@ -86,7 +89,8 @@ class Engine {
     Nanos first_token = 0;
   };
 
-  Engine(const EngineOptions& options, worker::KvCacheManager kv, ServedSink served, EventSink events);
+  Engine(const EngineOptions& options, worker::KvCacheManager kv, ServedSink served, EventSink events,
+         FirstTokenSink first_token);
 
   absl::Status StartStep(Nanos now);
   absl::Status ScheduleRunning(std::uint32_t& budget, bool& preempted);
@@ -99,6 +103,7 @@ class Engine {
   worker::KvCacheManager kv_;
   ServedSink served_;
   EventSink events_;
+  FirstTokenSink first_token_;
   std::deque<std::unique_ptr<Active>> waiting_;
   std::vector<std::unique_ptr<Active>> running_;  // by admission
   bool stepping_ = false;

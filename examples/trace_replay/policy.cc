@@ -18,21 +18,29 @@ using sched::Parameters;
 using sched::PluginBuilder;
 using sched::PluginSpec;
 
-constexpr char kExactProducer[] = "precise-prefix-cache-producer";
-constexpr char kApproxProducer[] = "approx-prefix-cache-producer";
 constexpr char kRoundRobin[] = "round-robin-picker";
-constexpr char kProbe[] = "prefix-probe";
 
 // Endpoints in turn. The turn moves on when a decision is carried out, so asking twice gives the same answer.
-class RoundRobinPicker final : public sched::Plugin, public sched::Picker, public sched::PreRequest {
+// It is published as a datum, so that records of decisions have it.
+class RoundRobinPicker final : public sched::Plugin,
+                               public sched::DataProducer,
+                               public sched::Picker,
+                               public sched::PreRequest {
  public:
-  using Plugin::Plugin;
+  explicit RoundRobinPicker(PluginBuilder& builder)
+      : Plugin(builder.type(), builder.name()), turn_(builder.ProducesForRequest<Turn>()) {}
+
+  void Produce(sched::Context& context, sched::ThreadState*) const override {
+    context.data.Publish(turn_).next = next_;
+  }
 
   std::size_t Pick(sched::Context& context, std::uint64_t,
                    std::span<sched::ScoredEndpoint> scored) const override {
+    const Turn* turn = context.data.Read(turn_);
+    const std::size_t next = turn != nullptr ? turn->next : 0;
     const std::size_t size = context.pool.size();
     const auto distance = [&](const sched::ScoredEndpoint& s) {
-      return (s.position + size - next_ % size) % size;
+      return (s.position + size - next % size) % size;
     };
     std::iter_swap(scored.begin(),
                    std::min_element(scored.begin(), scored.end(),
@@ -47,7 +55,13 @@ class RoundRobinPicker final : public sched::Plugin, public sched::Picker, publi
   }
 
  private:
+  sched::RequestSlot<Turn> turn_;
   sched::Position next_ = 0;
+};
+
+class EmptyMatcher final : public sched::PrefixMatcher {
+ public:
+  void Match(const index::NamespaceId&, BlockKeySpan, index::MatchResult& result) override { result.clear(); }
 };
 
 // Notes what was expected of the endpoint that a decision chose.
@@ -83,6 +97,7 @@ constexpr ScorerName kScorers[] = {
     {"queue", "queue-scorer", ""},
     {"kv", "kv-cache-utilization-scorer", ""},
     {"running", "running-requests-size-scorer", ""},
+    {"active", "active-request-scorer", ""},
 };
 
 std::string ScorerNames() {
@@ -115,6 +130,7 @@ Policy EmptyPolicy(std::string name) {
 Policy PickerOnly(std::string name, const std::string& picker) {
   Policy policy = EmptyPolicy(std::move(name));
   policy.description = picker;
+  policy.text = absl::StrCat("policy ", policy.name);
   policy.config.plugins.push_back({.name = "", .type = picker, .parameters = {}});
   policy.config.profiles.front().plugins.push_back({picker, std::nullopt});
   return policy;
@@ -142,12 +158,9 @@ absl::StatusOr<Policy> ParseTerms(std::string name, std::string_view weights) {
     seen.push_back(scorer->name);
     AddScorer(*scorer, weight, policy);
   }
+  policy.text = absl::StrCat("weights ", ToAbsl(weights));
   if (policy.uses_exact || policy.uses_approx) {
-    policy.config.plugins.push_back(
-        {.name = "",
-         .type = kProbe,
-         .parameters = Parameters(
-             {{"prefixMatchInfoProducerName", policy.uses_exact ? kExactProducer : kApproxProducer}})});
+    AddProbe(policy.uses_exact ? kExactProducer : kApproxProducer, policy);
   }
   return policy;
 }
@@ -162,16 +175,41 @@ const std::vector<std::string>& PolicyNames() {
 
 absl::StatusOr<Policy> MakePolicy(std::string_view name) {
   const std::string text(name);
+  const auto mix = [&](std::string_view weights) {
+    absl::StatusOr<Policy> policy = ParseTerms(text, weights);
+    if (policy.ok()) policy->text = absl::StrCat("policy ", text);
+    return policy;
+  };
   if (name == "random") return PickerOnly(text, "random-picker");
   if (name == "round-robin") return PickerOnly(text, kRoundRobin);
-  if (name == "least-queue") return ParseTerms(text, "queue=1,running=1");
-  if (name == "approx") return ParseTerms(text, "approx-prefix=3,queue=2,kv=2");
-  if (name == "exact") return ParseTerms(text, "exact-prefix=3,queue=2,kv=2");
+  if (name == "least-queue") return mix("queue=1,running=1");
+  if (name == "approx") return mix("approx-prefix=3,queue=2,kv=2");
+  if (name == "exact") return mix(kDefaultWeights);
   return absl::InvalidArgumentError(
       absl::StrCat("policy: is \"", text, "\", expected one of ", absl::StrJoin(PolicyNames(), ", ")));
 }
 
 absl::StatusOr<Policy> MakeMix(std::string_view weights) { return ParseTerms("mix", weights); }
+
+void AddProbe(const std::string& producer, Policy& policy) {
+  policy.config.plugins.push_back(
+      {.name = "", .type = kProbe, .parameters = Parameters({{"prefixMatchInfoProducerName", producer}})});
+}
+
+sched::Resources EmptyResources() {
+  sched::Resources resources;
+  resources.prefix_sources.resize(sched::kMaxPrefixSources);
+  for (sched::PrefixSourceIndex& source : resources.prefix_sources) {
+    source.new_matcher = [] { return std::make_unique<EmptyMatcher>(); };
+  }
+  return resources;
+}
+
+sched::DataCodecs MakeCodecs() {
+  sched::DataCodecs codecs = sched::DataCodecs::Builtin();
+  codecs.Add<Turn>();
+  return codecs;
+}
 
 sched::PluginRegistry MakeRegistry(Expectation* expectation) {
   sched::PluginRegistry registry = sched::PluginRegistry::Builtin();
@@ -179,7 +217,7 @@ sched::PluginRegistry MakeRegistry(Expectation* expectation) {
   registry
       .Register(kRoundRobin,
                 [](PluginBuilder& builder) -> absl::StatusOr<std::unique_ptr<sched::Plugin>> {
-                  return std::make_unique<RoundRobinPicker>(builder.type(), builder.name());
+                  return std::make_unique<RoundRobinPicker>(builder);
                 })
       .IgnoreError();
   registry

@@ -7,7 +7,6 @@
 #include "absl/strings/str_format.h"
 
 namespace llmd::replay {
-namespace {
 
 double MaxOverMean(const std::vector<double>& values) {
   double sum = 0, max = 0;
@@ -17,8 +16,6 @@ double MaxOverMean(const std::vector<double>& values) {
   }
   return sum > 0 ? max * static_cast<double>(values.size()) / sum : 1;
 }
-
-}  // namespace
 
 Distribution Describe(std::vector<double>& values) {
   if (values.empty()) return {};

@@ -83,6 +83,8 @@ std::string HtmlReport(const Report& report);
 
 // Settings as (name, value) for people; shared by the text and the page.
 std::vector<std::pair<std::string, std::string>> DescribeSettings(const Report& report);
+// The greatest of `values` over their mean; 1 when all are 0.
+double MaxOverMean(const std::vector<double>& values);
 // 1234567 -> "1,234,567".
 std::string WithCommas(std::uint64_t value);
 

@@ -15,6 +15,7 @@
 #include "llmd/index/approx_index.h"
 #include "llmd/index/prefix_index.h"
 #include "llmd/sched/decision.h"
+#include "llmd/sched/decision_record.h"
 #include "llmd/sched/endpoint_pool.h"
 #include "llmd/sched/explanation.h"
 #include "llmd/sched/request.h"
@@ -47,6 +48,8 @@ struct Simulation::Impl {
   absl::Status Arrive(std::shared_ptr<const PreparedRequest> request);
   absl::Status Publish(std::uint32_t endpoint, Nanos at, const worker::BlockEvents& events);
   void Scrape(Nanos at);
+  class PoolMatcher;
+  absl::Status FlushRecords(std::size_t keep);
   void Explain(const PreparedRequest& request);
 
   const SimulationOptions options;
@@ -59,6 +62,7 @@ struct Simulation::Impl {
   std::vector<sched::EndpointHandle> handles;
   std::vector<ingest::PublisherId> publishers;
   std::vector<Engine> engines;
+  const PreparedRequest* deciding = nullptr;
   Nanos scraped = -1;
 
   Expectation expectation;
@@ -66,7 +70,9 @@ struct Simulation::Impl {
   std::optional<sched::Workspace> workspace;
   sched::Decision decision;
   sched::Explanation explanation;
-  sched::Dispatch dispatch;
+  std::vector<sched::Flight> flights;  // by request, until it is served
+  std::optional<sched::DecisionLogWriter> recorder;
+  std::vector<std::byte> records;  // not handed out yet
   Random seeds{0};
 
   worker::EventWriter writer;
@@ -76,6 +82,27 @@ struct Simulation::Impl {
   absl::Status bind_status;
 
   PolicyResult result;
+};
+
+// Stands in for the exact index: finds the leading blocks of the request at hand in every pool.
+class Simulation::Impl::PoolMatcher final : public sched::PrefixMatcher {
+ public:
+  explicit PoolMatcher(const Impl& simulation) : simulation_(simulation) {}
+
+  void Match(const index::NamespaceId&, BlockKeySpan chain, index::MatchResult& result) override {
+    result.clear();
+    if (simulation_.deciding == nullptr) return;
+    const std::vector<hash::Digest>& digests = simulation_.deciding->digests;
+    for (std::size_t i = 0; i < simulation_.engines.size(); ++i) {
+      const worker::BlockPool& pool = simulation_.engines[i].kv().pool();
+      std::uint32_t depth = 0;
+      while (depth < chain.size() && pool.Find(digests[depth]) != worker::kNoBlock) ++depth;
+      if (depth > 0) result.push_back({static_cast<std::uint32_t>(i), depth});
+    }
+  }
+
+ private:
+  const Impl& simulation_;
 };
 
 absl::Status Simulation::Impl::Build(std::size_t num_requests) {
@@ -93,7 +120,10 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
 
   sched::Resources resources;
   resources.prefix_sources.resize(2);
-  if (policy.uses_exact) {
+  if (policy.uses_exact && !options.event_path) {
+    resources.prefix_sources[sched::kExactSource] = {[this] { return std::make_unique<PoolMatcher>(*this); },
+                                                     nullptr};
+  } else if (policy.uses_exact) {
     auto made = index::PrefixIndex::Create({.max_holders = options.endpoints});
     if (!made.ok()) return made.status();
     exact = *std::move(made);
@@ -123,7 +153,22 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
   if (!made.ok()) return made.status();
   scheduler = *std::move(made);
   workspace.emplace(*scheduler);
+  flights.resize(num_requests);
+  if (options.record == nullptr) return absl::OkStatus();
+  recorder.emplace(*scheduler, sched::RecordOptions{.text = policy.text, .codecs = MakeCodecs()});
+  if (!recorder->unrecorded().empty()) {
+    return absl::UnimplementedError(
+        absl::StrCat("record: ", recorder->unrecorded().front(), " is no datum that can be recorded"));
+  }
+  recorder->Begin(records);
   return absl::OkStatus();
+}
+
+absl::Status Simulation::Impl::FlushRecords(std::size_t keep) {
+  if (recorder == std::nullopt || records.size() <= keep) return absl::OkStatus();
+  absl::Status status = options.record(records);
+  records.clear();
+  return status;
 }
 
 absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
@@ -144,6 +189,10 @@ absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
     if (!publisher.ok()) return publisher.status();
     publishers.push_back(*publisher);
   }
+  if (policy.uses_exact && !options.event_path) {
+    const index::HolderId holder{static_cast<std::uint16_t>(position), 1};
+    if (absl::Status s = pool.BindHolder(sched::kExactSource, holder, *handle); !s.ok()) return s;
+  }
   if (approx != nullptr) {
     const std::size_t capacity = options.approx_capacity_blocks > 0
                                      ? options.approx_capacity_blocks
@@ -162,9 +211,11 @@ absl::Status Simulation::Impl::AddEndpoint(std::uint32_t position) {
         request.finished = served.finished;
         request.hit_tokens = served.hit_tokens;
         request.preemptions = served.preemptions;
+        flights[served.index].OnResponseBody({.now = VirtualTime(served.finished), .last = true});
       },
-      [this, position](Nanos at, const worker::BlockEvents& events) {
-        return Publish(position, at, events);
+      [this, position](Nanos at, const worker::BlockEvents& events) { return Publish(position, at, events); },
+      [this](std::size_t index, Nanos at) {
+        flights[index].OnResponseBody({.now = VirtualTime(at), .first = true});
       });
   if (!engine.ok()) return engine.status();
   engines.push_back(*std::move(engine));
@@ -227,13 +278,25 @@ absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> pre
       .request = request, .pool = pool, .now = VirtualTime(now), .seed = seeds.Next()};
   const bool explain = result.wall.decision_ns.size() < options.explain;
 
-  dispatch = {};
+  deciding = prepared.get();
+  sched::Dispatch dispatch;
   expectation = {};
-  const auto start = std::chrono::steady_clock::now();
-  absl::Status status = scheduler->Schedule(input, *workspace, decision, explain ? &explanation : nullptr);
+  auto start = std::chrono::steady_clock::now();
+  absl::Status status =
+      scheduler->Schedule(input, *workspace, decision, explain || recorder ? &explanation : nullptr);
+  std::uint32_t elapsed = ElapsedNs(start);
+  if (recorder) {
+    if (absl::Status s = recorder->Append(input, *workspace, decision, explanation, status, records);
+        !s.ok()) {
+      return s;
+    }
+    if (absl::Status s = FlushRecords(std::size_t{1} << 20); !s.ok()) return s;
+  }
+  start = std::chrono::steady_clock::now();
   if (status.ok()) status = scheduler->RunPreRequest(input, *workspace, decision, dispatch);
-  const std::uint32_t elapsed = ElapsedNs(start);
+  elapsed += ElapsedNs(start);
   if (!status.ok()) return status;
+  flights[prepared->index] = std::move(dispatch.flight);
   result.wall.decision_ns.push_back(elapsed);
   if (explain) Explain(*prepared);
 
@@ -276,7 +339,7 @@ absl::Status Simulation::Finish() {
     impl_->result.endpoints[i].totals = impl_->engines[i].totals();
   }
   if (impl_->ingestor != nullptr) impl_->result.events.ingest = impl_->ingestor->counters();
-  return absl::OkStatus();
+  return impl_->FlushRecords(0);
 }
 
 const PolicyResult& Simulation::result() const { return impl_->result; }

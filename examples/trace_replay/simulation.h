@@ -12,7 +12,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -34,6 +36,11 @@ struct SimulationOptions {
   std::size_t explain = 0;  // first decisions to explain
   std::size_t approx_capacity_blocks =
       0;  // of the approximate index, per endpoint; 0: as llm-d's producer chooses
+  // Off: the exact index is not fed by KV events; what it would say is looked up in the pools. Three times as
+  // fast; blocks are known from the beginning of the step that computes them, not from its end.
+  bool event_path = true;
+  // Is given a log of the decisions (llmd/sched/decision_record.h), piece by piece; empty: none is made.
+  std::function<absl::Status(std::span<const std::byte>)> record = {};
 };
 
 // Tokens per block of the approximate index for these engines.

@@ -1,20 +1,14 @@
 #include "src/sched/profile.h"
 
 namespace llmd::sched {
-namespace {
 
-// 0 for "no opinion" (NaN), too.
-double Clamp01(double score) { return score > 1 ? 1 : score > 0 ? score : 0; }
-
-}  // namespace
-
-void Profile::Run(Context& context, std::span<const Position> candidates, ProfileBuffers& buffers,
-                  ProfileResult& result, Explanation::Profile* explanation) const {
+void Profile::Run(Context& context, std::span<const Position> candidates, const RecordedInputs* recorded,
+                  ProfileBuffers& buffers, ProfileResult& result, Explanation::Profile* explanation) const {
   result.targets.clear();
   result.scored.clear();
   if (explanation != nullptr) explanation->Clear();
   buffers.survivors.assign(candidates.begin(), candidates.end());
-  ApplyFilters(context, buffers, explanation);
+  ApplyFilters(context, recorded, buffers, explanation);
   if (buffers.survivors.empty()) {
     result.state = ProfileState::kFailed;
     return;
@@ -22,7 +16,7 @@ void Profile::Run(Context& context, std::span<const Position> candidates, Profil
 
   result.scored.resize(buffers.survivors.size());
   for (std::size_t i = 0; i < buffers.survivors.size(); ++i) result.scored[i] = {buffers.survivors[i], 0};
-  ApplyScorers(context, buffers, result.scored, explanation);
+  ApplyScorers(context, recorded, buffers, result.scored, explanation);
 
   buffers.order.assign(result.scored.begin(), result.scored.end());
   const std::uint64_t tie_seed = context.random.Next();
@@ -37,13 +31,15 @@ void Profile::Run(Context& context, std::span<const Position> candidates, Profil
   }
 }
 
-void Profile::ApplyFilters(Context& context, ProfileBuffers& buffers,
+void Profile::ApplyFilters(Context& context, const RecordedInputs* recorded, ProfileBuffers& buffers,
                            Explanation::Profile* explanation) const {
   std::vector<Position>& survivors = buffers.survivors;
   for (const NamedFilter& filter : filters_) {
     if (survivors.empty()) return;
     buffers.dropped.assign(survivors.size(), nullptr);
-    filter.filter->Apply(context, survivors, buffers.dropped);
+    const bool known = recorded != nullptr && filter.remembers &&
+                       recorded->Drops(name_, filter.name, survivors, buffers.dropped);
+    if (!known) filter.filter->Apply(context, survivors, buffers.dropped);
     std::size_t kept = 0;
     for (std::size_t i = 0; i < survivors.size(); ++i) {
       if (buffers.dropped[i] == nullptr) {
@@ -56,12 +52,14 @@ void Profile::ApplyFilters(Context& context, ProfileBuffers& buffers,
   }
 }
 
-void Profile::ApplyScorers(Context& context, ProfileBuffers& buffers, std::span<ScoredEndpoint> totals,
-                           Explanation::Profile* explanation) const {
+void Profile::ApplyScorers(Context& context, const RecordedInputs* recorded, ProfileBuffers& buffers,
+                           std::span<ScoredEndpoint> totals, Explanation::Profile* explanation) const {
   std::vector<double>& scores = buffers.scores;
   for (const WeightedScorer& scorer : scorers_) {
     scores.assign(totals.size(), kNoScore);
-    scorer.scorer->Score(context, buffers.survivors, scores);
+    const bool known = recorded != nullptr && scorer.remembers &&
+                       recorded->Scores(name_, scorer.name, buffers.survivors, scores);
+    if (!known) scorer.scorer->Score(context, buffers.survivors, scores);
     if (explanation != nullptr) {
       explanation->scorers.push_back({scorer.name, scorer.weight});
       explanation->raw.insert(explanation->raw.end(), scores.begin(), scores.end());

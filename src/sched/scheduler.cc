@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "llmd/base/strings.h"
+#include "llmd/sched/recorded.h"
 #include "src/sched/scheduler_impl.h"
 
 namespace llmd::sched {
@@ -99,16 +100,20 @@ absl::Status Scheduler::Schedule(const ScheduleInput& input, Workspace& workspac
   const std::span<const Profile> profiles = impl_->profiles;
   Reset(decision, profiles.size());
   if (explanation != nullptr) Reset(*explanation, profiles, input.seed);
+  state.columns.Begin(input.pool.size());
   if (absl::Status status = SelectCandidates(input, state.candidates); !status.ok()) return status;
   if (explanation != nullptr) explanation->candidates = state.candidates.size();
 
-  Random random(input.seed);
+  Random random(~input.seed);  // of producers
   Context context{input.request, input.pool, input.now, random, state.columns, state.candidates};
   if (absl::Status status = impl_->ShedSaturated(context); !status.ok()) return status;
-  state.columns.Begin(input.pool.size());
+  if (input.recorded != nullptr) input.recorded->Publish(impl_->layout, state.columns);
   for (std::size_t i = 0; i < impl_->producers.size(); ++i) {
-    impl_->producers[i]->Produce(context, state.thread_states[i].get());
+    if (input.recorded != nullptr && input.recorded->Replaces(impl_->producers[i].name)) continue;
+    impl_->producers[i].producer->Produce(context, state.thread_states[i].get());
   }
+  // Profiles draw the same numbers however many producers drew.
+  random = Random(input.seed);
   for (const Scheduler::Impl::NamedAdmitter& admitter : impl_->admitters) {
     absl::Status status = admitter.admitter->Admit(context, state.candidates);
     if (status.ok()) continue;
@@ -125,7 +130,7 @@ absl::Status Scheduler::Schedule(const ScheduleInput& input, Workspace& workspac
     for (std::size_t i = 0; i < profiles.size(); ++i) {
       if (decision.profiles[i].state != ProfileState::kRequested) continue;
       runs = true;
-      profiles[i].Run(context, state.candidates, state.buffers, decision.profiles[i],
+      profiles[i].Run(context, state.candidates, input.recorded, state.buffers, decision.profiles[i],
                       explanation != nullptr ? &explanation->profiles[i] : nullptr);
     }
   }

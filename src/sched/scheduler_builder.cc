@@ -275,7 +275,7 @@ absl::Status Builder::OrderProducers() {
                                        first->plugin->name(), "\" among them")),
                     impl_.config.plugins[static_cast<std::size_t>(first - entries_.data())].place);
     }
-    impl_.producers.push_back(dynamic_cast<DataProducer*>((*next)->plugin));
+    impl_.producers.push_back({dynamic_cast<DataProducer*>((*next)->plugin), (*next)->plugin->name()});
     waiting.erase(next);
   }
   return absl::OkStatus();
@@ -397,9 +397,10 @@ absl::Status Builder::AddProfile(ProfileSpec& spec) {
       return Error(
           absl::StrCat(where, ": weight of \"", ref.plugin, "\" is ", weight, ", expected a finite number"));
     }
-    if (filter != nullptr) profile.AddFilter(filter, plugin->name());
+    const bool remembers = dynamic_cast<PreRequest*>(plugin) != nullptr;
+    if (filter != nullptr) profile.AddFilter(filter, plugin->name(), remembers);
     if (scorer != nullptr) {
-      profile.AddScorer(scorer, plugin->name(), weight);
+      profile.AddScorer(scorer, plugin->name(), weight, remembers);
       ref.weight = weight;
     }
     if (picker != nullptr) {

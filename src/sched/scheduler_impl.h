@@ -12,6 +12,10 @@
 namespace llmd::sched {
 
 struct Scheduler::Impl {
+  struct NamedProducer {
+    const DataProducer* producer;
+    std::string_view name;
+  };
   struct NamedAdmitter {
     const Admitter* admitter;
     std::string_view name;
@@ -28,8 +32,8 @@ struct Scheduler::Impl {
   DataLayout layout;
   DataSlot<PrefixMatch> default_prefix;
   std::vector<std::unique_ptr<Plugin>> plugins;
-  std::vector<const DataProducer*> producers;  // in the order of their dependencies
-  std::vector<PreRequest*> pre_requests;       // in the order of the configuration
+  std::vector<NamedProducer> producers;   // in the order of their dependencies
+  std::vector<PreRequest*> pre_requests;  // in the order of the configuration
   std::vector<NamedAdmitter> admitters;
   std::vector<const AgentIdentity*> agent_identities;
   ProfileHandler* handler = nullptr;
@@ -40,7 +44,9 @@ struct Scheduler::Impl {
 
 struct Workspace::State {
   explicit State(const Scheduler::Impl& impl) : columns(impl.layout) {
-    for (const DataProducer* producer : impl.producers) thread_states.push_back(producer->NewThreadState());
+    for (const Scheduler::Impl::NamedProducer& p : impl.producers) {
+      thread_states.push_back(p.producer->NewThreadState());
+    }
   }
 
   DataColumns columns;

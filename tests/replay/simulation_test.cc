@@ -56,6 +56,23 @@ TEST(SimulationTest, UnloadedExactPromiseIsWhatThePoolReuses) {
   }
 }
 
+// Without the event path: where every request finds an idle fleet, no step is under way, and nothing differs.
+TEST(SimulationTest, PoolLookupSaysWhatTheIndexSays) {
+  const Workload workload = Apart(Generate({.kind = WorkloadKind::kChat, .requests = 150, .seed = 3}));
+  SimulationOptions options = Options(3, 3'000);
+  const auto events = RunSimulation(workload, *MakeMix("exact-prefix=1"), options);
+  options.event_path = false;
+  const auto pools = RunSimulation(workload, *MakeMix("exact-prefix=1"), options);
+  for (std::size_t i = 0; i < workload.size(); ++i) {
+    const RequestResult& a = events->result().requests[i];
+    const RequestResult& b = pools->result().requests[i];
+    ASSERT_EQ(a.expected_tokens, b.expected_tokens) << i;
+    ASSERT_EQ(a.endpoint, b.endpoint) << i;
+    ASSERT_EQ(a.finished, b.finished) << i;
+  }
+  EXPECT_EQ(pools->result().events.batches, 0u);
+}
+
 TEST(SimulationTest, OneLargeIdleEndpointReachesTheBound) {
   const Workload workload = Apart(SampleTrace());
   const auto simulation = RunSimulation(workload, *MakePolicy("exact"), Options(1, 50'000));

@@ -1,6 +1,7 @@
 // A warm decision does not allocate, explained or not.
 #include <cstddef>
 
+#include "llmd/sched/decision_record.h"
 #include "tests/sched/sched_test_util.h"
 
 namespace llmd::sched {
@@ -104,6 +105,56 @@ TEST(Allocation, NoneInThreeStagesWithAdmission) {
   decide(0);
   const std::size_t before = allocations;
   for (std::uint64_t seed = 1; seed < 100; ++seed) decide(seed);
+  const std::size_t during = allocations - before;
+  EXPECT_TRUE(ok);
+  EXPECT_EQ(during, 0u);
+}
+
+// Nor is anything allocated for its record, but by the caller's buffer.
+TEST(Allocation, RecordsNeedNoneOnceWarm) {
+  EndpointPool pool;
+  FakeIndex exact;
+  for (std::uint16_t i = 0; i < 100; ++i) {
+    const EndpointHandle handle =
+        AddEndpoint(pool, {{std::string(kRoleLabel), i % 10 == 0 ? "prefill" : "decode"}});
+    ASSERT_TRUE(pool.BindHolder(kExactSource, {i, 1}, handle).ok());
+    pool.SetAttribute(handle, "power", {i * 1.5, kNow});
+    MetricsAt(pool, i).adapters = {std::make_shared<AdapterState>(AdapterState{4, {"a"}, {"b"}}), kNow};
+    exact.Store(i, std::vector<BlockKey>(1 + i % 3, 0));
+  }
+  SchedulerConfig config;
+  config.plugins = {
+      {"exact", "precise-prefix-cache-producer", {}},
+      {"precise", "prefix-cache-scorer", Parameters({{"prefixMatchInfoProducerName", "exact"}})},
+      {"", "queue-scorer", {}},
+      {"", "kv-cache-utilization-scorer", {}},
+      {"", "decode-filter", {}}};
+  const auto scheduler = Scheduler::Create(config, PluginRegistry::Builtin(), {{exact.source()}});
+  ASSERT_TRUE(scheduler.ok()) << scheduler.status();
+  const TestRequest request(20);
+  Workspace workspace(**scheduler);
+  Decision decision;
+  Explanation explanation;
+  DecisionLogWriter writer(**scheduler, {});
+  std::vector<std::byte> out;
+  out.reserve(std::size_t{1} << 22);
+  writer.Begin(out);
+  bool ok = true;
+  const auto decide = [&](std::uint64_t seed) {
+    for (std::uint16_t i = 0; i < 100; ++i) {
+      Metrics& metrics = MetricsAt(pool, i);
+      metrics.waiting_requests = {static_cast<std::int64_t>((i * seed) % 7), kNow + absl::Milliseconds(seed)};
+      metrics.running_requests = {3, kNow + absl::Milliseconds(seed)};
+      metrics.kv_cache_usage = {static_cast<double>((i + seed) % 50) / 49, kNow + absl::Milliseconds(seed)};
+    }
+    const ScheduleInput input{.request = request.request, .pool = pool, .now = kNow, .seed = seed};
+    const absl::Status status = (*scheduler)->Schedule(input, workspace, decision, &explanation);
+    ok &= status.ok() && writer.Append(input, workspace, decision, explanation, status, out).ok();
+  };
+  decide(0);
+  decide(1);
+  const std::size_t before = allocations;
+  for (std::uint64_t seed = 2; seed < 100; ++seed) decide(seed);
   const std::size_t during = allocations - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);

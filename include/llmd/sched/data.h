@@ -116,6 +116,11 @@ class DataColumns {
     return column.values;
   }
 
+  // For codecs (data_codec.h). `slot` is an index into DataLayout::entries().
+  internal::ColumnBase& column(std::uint32_t slot) { return *columns_[slot]; }
+  const internal::ColumnBase& column(std::uint32_t slot) const { return *columns_[slot]; }
+  std::size_t pool_size() const { return size_; }
+
  private:
   std::vector<std::unique_ptr<internal::ColumnBase>> columns_;
   std::size_t size_ = 0;

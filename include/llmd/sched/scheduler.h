@@ -44,6 +44,8 @@
 
 namespace llmd::sched {
 
+class RecordedInputs;
+
 struct ScheduleInput {
   const Request& request;
   const EndpointPool& pool;
@@ -51,6 +53,8 @@ struct ScheduleInput {
   std::optional<std::span<const Position>> candidates = std::nullopt;
   absl::Time now = absl::UnixEpoch();
   std::uint64_t seed = 0;
+  // Stands in for producers and for what plugins remember (recorded.h); null in service.
+  const RecordedInputs* recorded = nullptr;
 };
 
 class Workspace;
@@ -103,6 +107,8 @@ class Scheduler {
 
  private:
   friend class Workspace;
+  friend class DecisionLogWriter;
+  friend class DecisionReplayer;
   explicit Scheduler(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
@@ -117,6 +123,7 @@ class Workspace {
 
  private:
   friend class Scheduler;
+  friend class DecisionLogWriter;
   struct State;
   std::unique_ptr<State> state_;
 };

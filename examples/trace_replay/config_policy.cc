@@ -32,7 +32,8 @@ absl::Status CheckApproximate(const sched::PluginSpec& spec, const std::string& 
 }  // namespace
 
 absl::StatusOr<Policy> MakeConfigPolicy(std::string_view text, const std::string& source) {
-  absl::StatusOr<sched::SchedulerConfig> config = sched::ParseConfig(text, {.source = source, .allow_experimental = true});
+  absl::StatusOr<sched::SchedulerConfig> config =
+      sched::ParseConfig(text, {.source = source, .allow_experimental = true});
   if (!config.ok()) return config.status();
   Policy policy;
   policy.name = source.substr(source.find_last_of('/') + 1);

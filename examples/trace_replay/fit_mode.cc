@@ -6,10 +6,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "examples/trace_replay/config_policy.h"
-#include "llmd/sched/config_file.h"
 #include "examples/trace_replay/fit.h"
 #include "examples/trace_replay/modes.h"
 #include "examples/trace_replay/progress.h"
+#include "llmd/sched/config_file.h"
 
 namespace llmd::replay {
 namespace {

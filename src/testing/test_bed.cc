@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
+#include "llmd/sched/config_file.h"
 #include "llmd/sched/in_flight.h"
 #include "src/testing/fatal.h"
 #include "src/testing/literal_index.h"
@@ -211,6 +212,14 @@ sched::Resources& TestBed::resources() { return impl_->resources; }
 
 absl::Status TestBed::Configure(const sched::SchedulerConfig& config) {
   auto made = sched::Scheduler::Create(config, impl_->registry, impl_->resources);
+  if (!made.ok()) return made.status();
+  impl_->scheduler = *std::move(made);
+  return absl::OkStatus();
+}
+
+absl::Status TestBed::Configure(std::string_view yaml) {
+  auto made = sched::LoadScheduler(yaml, {.source = "test", .allow_experimental = true}, impl_->registry,
+                                   impl_->resources);
   if (!made.ok()) return made.status();
   impl_->scheduler = *std::move(made);
   return absl::OkStatus();

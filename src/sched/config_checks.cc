@@ -143,9 +143,9 @@ absl::Status CheckHostReferences(const SchedulerConfig& config,
   return checker.CheckParsers(warn);
 }
 
-std::string ReferenceText(const SchedulerConfig& config, std::string_view path) {
+std::string ReferenceText(const SchedulerConfig& config, std::string_view path, std::uint32_t line) {
   const auto it = config.reference_lines.find(std::string(path));
-  return PlaceText({std::string(path), it == config.reference_lines.end() ? 0 : it->second});
+  return PlaceText({std::string(path), it == config.reference_lines.end() ? line : it->second});
 }
 
 }  // namespace llmd::sched

@@ -23,8 +23,9 @@ absl::Status CheckHostReferences(const SchedulerConfig& config,
                                  const std::function<const Plugin*(std::string_view name)>& find,
                                  const std::function<void(std::string)>& warn);
 
-// "line 12: requestHandler.parsers[0].pluginRef", or the path alone.
-std::string ReferenceText(const SchedulerConfig& config, std::string_view path);
+// "line 12: requestHandler.parsers[0].pluginRef", with `line` where that of the reference is not known, or
+// the path alone.
+std::string ReferenceText(const SchedulerConfig& config, std::string_view path, std::uint32_t line = 0);
 
 }  // namespace llmd::sched
 

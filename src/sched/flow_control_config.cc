@@ -17,11 +17,12 @@ class PolicyNames {
       : config_(config), plugins_(plugins) {}
 
   template <typename Kind>
-  absl::Status Check(const std::string& path, std::string_view kind, std::string_view default_name,
-                     std::string& name) const {
+  absl::Status Check(const std::string& path, std::uint32_t line, std::string_view kind,
+                     std::string_view default_name, std::string& name) const {
     if (name.empty()) name = default_name;
     const Plugin* plugin = plugins_.find(name);
-    const std::string problem = absl::StrCat(ReferenceText(config_, path), " is \"", name, "\", expected ");
+    const std::string problem =
+        absl::StrCat(ReferenceText(config_, path, line), " is \"", name, "\", expected ");
     if (plugin == nullptr) return absl::InvalidArgumentError(problem + "the name of a plugin");
     if (dynamic_cast<const Kind*>(plugin) == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat(problem, ToAbsl(kind), ", not a ", plugin->type()));
@@ -30,11 +31,12 @@ class PolicyNames {
   }
 
   absl::Status CheckBand(const std::string& path, PriorityBandConfig& band) const {
-    absl::Status status = Check<FairnessPolicy>(path + ".fairnessPolicyRef", "a fairness policy",
-                                                kGlobalStrictFairnessType, band.fairness_policy);
+    absl::Status status =
+        Check<FairnessPolicy>(path + ".fairnessPolicyRef", band.place.line, "a fairness policy",
+                              kGlobalStrictFairnessType, band.fairness_policy);
     if (!status.ok()) return status;
-    return Check<OrderingPolicy>(path + ".orderingPolicyRef", "an ordering policy", kFcfsOrderingType,
-                                 band.ordering_policy);
+    return Check<OrderingPolicy>(path + ".orderingPolicyRef", band.place.line, "an ordering policy",
+                                 kFcfsOrderingType, band.ordering_policy);
   }
 
  private:
@@ -84,8 +86,9 @@ absl::Status CompleteFlowControl(SchedulerConfig& config, const PluginAccess& pl
     absl::Status s = names.CheckBand("flowControl.defaultNegativePriorityBand", *flow.default_negative_band);
     if (!s.ok()) return s;
   }
-  return names.Check<UsageLimitPolicy>("flowControl.usageLimitPolicyPluginRef", "a usage limit policy",
-                                       kStaticUsageLimitType, flow.usage_limit_policy);
+  return names.Check<UsageLimitPolicy>("flowControl.usageLimitPolicyPluginRef", flow.place.line,
+                                       "a usage limit policy", kStaticUsageLimitType,
+                                       flow.usage_limit_policy);
 }
 
 bool HasFlowControlSettings(const FlowControlConfig& config) {

@@ -177,17 +177,20 @@ TEST(ConfigPolicyTest, NeedsAreFoundOut) {
   EXPECT_EQ(exact.name, "exact");
   EXPECT_TRUE(exact.uses_exact);
   EXPECT_FALSE(exact.uses_approx);
-  const absl::StatusOr<Policy> implied =
-      MakeConfigPolicy("plugins: [{type: prefix-cache-scorer}, {type: queue-scorer}]", "a.yaml");
+  const auto make = [](const std::string& plugins) {
+    return MakeConfigPolicy("apiVersion: llm-d.ai/v1alpha1\nkind: EndpointPickerConfig\n" + plugins,
+                            "a.yaml");
+  };
+  const absl::StatusOr<Policy> implied = make("plugins: [{type: prefix-cache-scorer}, {type: queue-scorer}]");
   ASSERT_TRUE(implied.ok()) << implied.status();
   EXPECT_TRUE(implied->uses_approx);
   EXPECT_FALSE(implied->uses_exact);
-  const auto message = [](const char* text) {
-    return std::string(MakeConfigPolicy(text, "a.yaml").status().message());
+  const auto message = [&](const std::string& plugins) {
+    return std::string(make(plugins).status().message());
   };
   EXPECT_THAT(message("plugins: [{type: no-such}]"), HasSubstr("a.yaml"));
   EXPECT_THAT(message("plugins: [{type: no-such}]"), HasSubstr("no-such"));
-  EXPECT_THAT(message("plugins: ["), HasSubstr("a.yaml: line 1"));
+  EXPECT_THAT(message("plugins: ["), HasSubstr("a.yaml: line 3"));
   EXPECT_THAT(message("plugins: [{type: approx-prefix-cache-producer, parameters: {autoTune: false, "
                       "blockSizeTokens: 128}}, {type: prefix-cache-scorer}]"),
               HasSubstr("blocks of 128 tokens, expected 64"));

@@ -1,6 +1,9 @@
 // Building schedulers: defaults, dependencies and every refusal.
 #include <gmock/gmock.h>
 
+#include <fstream>
+#include <iterator>
+
 #include "tests/sched/sched_test_util.h"
 
 namespace llmd::sched {
@@ -186,6 +189,17 @@ TEST_F(ConfigTest, ProfileErrors) {
       Complaint({.plugins = {{"h", "single-profile-handler", {}}, {"i", "single-profile-handler", {}}},
                  .profiles = {}}),
       HasSubstr("second profile handler"));
+}
+
+TEST(PluginRegistry, EveryTypeIsDocumented) {
+  std::string text;
+  for (const char* page : {"scheduling.md", "configuration.md"}) {
+    std::ifstream file(std::string(LLMD_SOURCE_DIR "/docs/") + page);
+    text.append(std::istreambuf_iterator<char>(file), {});
+  }
+  for (const std::string& type : PluginRegistry::Builtin().Types()) {
+    EXPECT_NE(text.find(type), std::string::npos) << type;
+  }
 }
 
 TEST(PluginRegistry, NamesAreUnique) {

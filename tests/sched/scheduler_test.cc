@@ -328,7 +328,8 @@ TEST_F(SchedulerTest, EveryHookRunsAndFailuresAreJoined) {
   scheduler = nullptr;
   hook("h4", absl::NotFoundError("four"));
   ASSERT_TRUE(Run().ok());
-  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, dispatch), absl::InternalError("two; four"));
+  EXPECT_EQ(scheduler->RunPreRequest(input, *workspace, decision, dispatch),
+            absl::InternalError("two; four"));
 }
 
 }  // namespace

@@ -102,6 +102,7 @@ absl::Status Study::AddPolicies(std::vector<Policy> others) {
 
 absl::StatusOr<DecisionStudy> Study::Run(std::size_t bytes) {
   study_.text = log_.header().text;
+  study_.unrecorded = log_.header().unrecorded;
   study_.bytes = bytes;
   study_.has_matches = matches_.has_value();
   study_.recorded.policy = "recorded";

@@ -48,7 +48,8 @@ struct DecidedFigures {
 };
 
 struct DecisionStudy {
-  std::string text;  // the log's, naming the recorded policy
+  std::string text;                     // the log's, naming the recorded policy
+  std::vector<std::string> unrecorded;  // data that no codec knows: their producers run again
   std::uint64_t decisions = 0;
   std::uint64_t bytes = 0;
   std::size_t endpoints = 0;  // that ever were in the pool

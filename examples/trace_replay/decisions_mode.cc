@@ -44,6 +44,10 @@ std::string Text(const DecisionStudy& study, const std::string& path) {
     absl::StrAppendFormat(&out, "%-12s %s of %s decisions are bit-identical under %s\n", "replayed",
                           WithCommas(study.equal), WithCommas(study.decisions), study.verified_by);
   }
+  if (!study.unrecorded.empty()) {
+    absl::StrAppendFormat(&out, "%-12s %s: not on record, their producers ran again\n", "",
+                          absl::StrJoin(study.unrecorded, ", "));
+  }
   if (study.recorded.from_record > 0) {
     absl::StrAppendFormat(&out, "%-12s %s answers of plugins that remember were taken from the record\n", "",
                           WithCommas(study.recorded.from_record));
@@ -101,6 +105,7 @@ std::string JsonText(const DecisionStudy& study) {
                                  {"verified_by", study.verified_by},
                                  {"bit_identical", study.equal},
                                  {"first_difference", study.difference},
+                                 {"unrecorded_data", study.unrecorded},
                                  {"states", "as recorded"},
                                  {"recorded", Json(study, study.recorded)}};
   json["policies"] = nlohmann::ordered_json::array();

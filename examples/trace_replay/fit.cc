@@ -12,13 +12,15 @@
 #include "examples/trace_replay/config_policy.h"
 #include "examples/trace_replay/prompt.h"
 #include "examples/trace_replay/report.h"
+#include "llmd/base/random.h"
 
 namespace llmd::replay {
 namespace {
 
 constexpr double kPrefixWeight = 3;
-constexpr double kDirectShare = 0.6;                // of the evaluations
-constexpr double kLocalStep = 0.12;                 // first step of Subplex, of a parameter's range
+constexpr double kDirectShare = 0.6;  // of the evaluations
+constexpr double kLocalStep = 0.12;   // first step of Subplex, of a parameter's range
+constexpr double kJitterGaps = 4;     // most that an arrival is moved by, in mean gaps between arrivals
 constexpr std::uint64_t kHeldOutSeeds = 1'000'000;  // far from those of the fit
 
 double Round3(double value) {
@@ -92,11 +94,27 @@ class Simulator {
     auto simulation = Simulation::Create(options, policy, requests_.size());
     if (!simulation.ok()) return simulation.status();
     const std::size_t end = held_out ? requests_.size() : fit_size_;
+    const std::vector<Nanos> arrivals = Arrivals(seed);
     for (std::size_t i = 0; i < end; ++i) {
-      if (absl::Status s = (*simulation)->Arrive(requests_[i]); !s.ok()) return s;
+      if (absl::Status s = (*simulation)->Arrive(requests_[i], arrivals[i]); !s.ok()) return s;
     }
     if (absl::Status s = (*simulation)->Finish(); !s.ok()) return s;
     return Figures((*simulation)->result(), held_out ? fit_size_ : 0, end);
+  }
+
+  // A seed moves arrivals as well as it breaks ties, since a setting that knows no ties would otherwise be
+  // judged by a single course of events. The order of requests stays.
+  std::vector<Nanos> Arrivals(std::uint64_t seed) const {
+    std::vector<Nanos> arrivals;
+    for (const auto& request : requests_) arrivals.push_back(request->arrival);
+    const auto gap =
+        static_cast<double>(arrivals.back() - arrivals.front()) / static_cast<double>(arrivals.size());
+    Random random(seed);
+    for (Nanos& arrival : arrivals) arrival += std::llround((2 * random.Uniform() - 1) * kJitterGaps * gap);
+    std::sort(arrivals.begin(), arrivals.end());
+    const Nanos first = std::min<Nanos>(arrivals.front(), 0);
+    for (Nanos& arrival : arrivals) arrival -= first;
+    return arrivals;
   }
 
   FitFigures Figures(const PolicyResult& result, std::size_t begin, std::size_t end) const {

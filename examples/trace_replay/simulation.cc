@@ -45,7 +45,7 @@ struct Simulation::Impl {
   absl::Status Build(std::size_t num_requests);
   absl::Status AddEndpoint(std::uint32_t position);
   absl::Status AdvanceTo(Nanos now);
-  absl::Status Arrive(std::shared_ptr<const PreparedRequest> request);
+  absl::Status Arrive(std::shared_ptr<const PreparedRequest> request, Nanos now);
   absl::Status Publish(std::uint32_t endpoint, Nanos at, const worker::BlockEvents& events);
   void Scrape(Nanos at);
   class PoolMatcher;
@@ -156,10 +156,6 @@ absl::Status Simulation::Impl::Build(std::size_t num_requests) {
   flights.resize(num_requests);
   if (options.record == nullptr) return absl::OkStatus();
   recorder.emplace(*scheduler, sched::RecordOptions{.text = policy.text, .codecs = MakeCodecs()});
-  if (!recorder->unrecorded().empty()) {
-    return absl::UnimplementedError(
-        absl::StrCat("record: ", recorder->unrecorded().front(), " is no datum that can be recorded"));
-  }
   recorder->Begin(records);
   return absl::OkStatus();
 }
@@ -250,8 +246,7 @@ void Simulation::Impl::Scrape(Nanos at) {
   }
 }
 
-absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> prepared) {
-  const Nanos now = prepared->arrival;
+absl::Status Simulation::Impl::Arrive(std::shared_ptr<const PreparedRequest> prepared, Nanos now) {
   // Only the last scrape before the decision can matter to it.
   const Nanos tick = options.scrape_interval > 0 ? now - now % options.scrape_interval : now;
   if (tick > scraped) {
@@ -329,8 +324,9 @@ absl::StatusOr<std::unique_ptr<Simulation>> Simulation::Create(const SimulationO
   return std::unique_ptr<Simulation>(new Simulation(std::move(impl)));
 }
 
-absl::Status Simulation::Arrive(std::shared_ptr<const PreparedRequest> request) {
-  return impl_->Arrive(std::move(request));
+absl::Status Simulation::Arrive(std::shared_ptr<const PreparedRequest> request, std::optional<Nanos> at) {
+  const Nanos now = at.value_or(request->arrival);
+  return impl_->Arrive(std::move(request), now);
 }
 
 absl::Status Simulation::Finish() {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -92,8 +93,9 @@ class Simulation {
                                                             std::size_t num_requests);
   ~Simulation();
 
-  // Decides for the request and hands it to the chosen engine. Requests come in the workload's order.
-  absl::Status Arrive(std::shared_ptr<const PreparedRequest> request);
+  // Decides for the request and hands it to the chosen engine. Requests come in the workload's order, at
+  // ascending times; `at` replaces the request's own arrival.
+  absl::Status Arrive(std::shared_ptr<const PreparedRequest> request, std::optional<Nanos> at = std::nullopt);
   // Plays what is left; afterwards the result is complete.
   absl::Status Finish();
 

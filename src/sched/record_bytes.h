@@ -89,8 +89,10 @@ class ByteSink {
   }
 
  private:
-  void Little(std::uint64_t v, int size) {
-    for (int i = 0; i < size; ++i) U8(static_cast<std::uint8_t>(v >> (8 * i)));
+  void Little(std::uint64_t v, std::size_t size) {
+    std::byte bytes[8];
+    for (std::size_t i = 0; i < 8; ++i) bytes[i] = std::byte(static_cast<std::uint8_t>(v >> (8 * i)));
+    out_.insert(out_.end(), bytes, bytes + size);
   }
 
   std::vector<std::byte>& out_;
@@ -194,8 +196,14 @@ class WordDigest {
              0xD6E8FEB86659FD93u;
   }
   void Add(double v) { Add(std::bit_cast<std::uint64_t>(v)); }
-  // To the nanosecond.
-  void Add(absl::Time time) { Add(static_cast<std::uint64_t>(absl::ToUnixNanos(time))); }
+  // To the nanosecond. Times often repeat, and their conversion is slow.
+  void Add(absl::Time time) {
+    if (time != last_time_) {
+      last_time_ = time;
+      last_nanos_ = static_cast<std::uint64_t>(absl::ToUnixNanos(time));
+    }
+    Add(last_nanos_);
+  }
   void Add(std::string_view text) {
     Add(std::uint64_t{text.size()});
     for (; text.size() >= 8; text.remove_prefix(8)) {
@@ -214,6 +222,8 @@ class WordDigest {
 
  private:
   std::uint64_t state_ = 0x2545F4914F6CDD1Du;
+  absl::Time last_time_ = absl::UnixEpoch();
+  std::uint64_t last_nanos_ = 0;  // of it
 };
 
 }  // namespace llmd::sched

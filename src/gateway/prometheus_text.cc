@@ -147,7 +147,15 @@ bool PrometheusReader::Next() {
       Comment(line);
       continue;
     }
-    name_ = TakeName(line, kNameStart, kNameChar);
+    // Most lines have the name of the line before.
+    if (const std::size_t length = name_.size(); length > 0 && length < line.size() &&
+                                                 !Is(line[length], kNameChar) &&
+                                                 line.substr(0, length) == name_) {
+      name_ = line.substr(0, length);
+      line.remove_prefix(length);
+    } else {
+      name_ = TakeName(line, kNameStart, kNameChar);
+    }
     if (name_.empty() || line.empty() || (line.front() != '{' && !IsBlank(line.front()))) {
       Malformed();
       continue;

@@ -1,7 +1,7 @@
 // Answers, line by line, what this library decides, for comparison with Envoy.
 //
-//   affinity_pick ring|murmur|maglev SIZE [KEY=WEIGHT[@LOCALITY]]... [locality=WEIGHT]...
-//     reads JSON lists of a header's values, writes the host's key
+//   affinity_pick ring|murmur|maglev SIZE [KEY=WEIGHT[@LOCALITY]]... [locality=WEIGHT]... [balance=PERCENT]
+//     reads JSON lists of a header's values, writes the host's key; with balance, as if no request ever ended
 //   affinity_pick session [lua]
 //     reads JSON lists of [name, value] of a request's headers, writes the session as JSON, null when there
 //     is none; with `lua`, without the spelling that the demo's filter does not know
@@ -16,6 +16,7 @@
 #include <string_view>
 #include <vector>
 
+#include "llmd/gateway/bounded_load.h"
 #include "llmd/gateway/maglev.h"
 #include "llmd/gateway/request_hash.h"
 #include "llmd/gateway/ring_hash.h"
@@ -48,12 +49,17 @@ std::function<std::uint32_t(std::uint64_t)> Picker(absl::StatusOr<Table> table) 
 void Hosts(std::string_view kind, std::uint32_t size, std::span<char*> arguments) {
   std::vector<HashHost> hosts;
   std::vector<std::uint32_t> localities;
+  std::uint32_t balance = 0;
   for (const std::string_view argument : arguments) {
     const std::size_t equals = argument.rfind('=');
     if (equals == std::string_view::npos) Die("no '=' in " + std::string(argument));
     const std::string_view rest = argument.substr(equals + 1);
     if (argument.substr(0, equals) == "locality") {
       localities.push_back(Number(rest));
+      continue;
+    }
+    if (argument.substr(0, equals) == "balance") {
+      balance = Number(rest);
       continue;
     }
     const std::size_t at = rest.find('@');
@@ -69,11 +75,19 @@ void Hosts(std::string_view kind, std::uint32_t size, std::span<char*> arguments
     pick = Picker(RingHash::Create(
         hosts, {.min_ring_size = size, .function = function, .locality_weights = localities}));
   }
+  const auto normalized = Normalize(hosts, localities);
+  const auto bounded = BoundedLoad::Create(balance, *normalized);
+  if (!bounded.ok()) Die(std::string(bounded.status().message()));
+  std::vector<std::uint32_t> active(hosts.size()), scratch;
+  std::uint32_t total = 0;
   std::string line;
   while (std::getline(std::cin, line)) {
     const auto texts = nlohmann::json::parse(line).get<std::vector<std::string>>();
     const std::vector<std::string_view> values(texts.begin(), texts.end());
-    std::cout << hosts.at(pick(HashHeaderValues(values))).key << '\n';
+    const std::uint64_t hash = HashHeaderValues(values);
+    const std::uint32_t host = bounded->Pick(pick(hash), hash, active, total++, scratch);
+    std::cout << hosts.at(host).key << '\n';
+    ++active[host];
   }
 }
 

@@ -48,12 +48,14 @@ def free_ports(count):
     return ports
 
 
-def echo_loop(listeners, parent):
-    """Answers every request without a body with the x-session-id that arrived, in base64."""
+def echo_loop(listeners, parent, held):
+    """Answers every request without a body with the x-session-id that arrived, in base64. A request with the header
+    x-hold waits for one with x-release; `held` counts those that wait."""
     if os.getppid() != parent:
         return
     die_with_parent()
     selector = selectors.DefaultSelector()
+    waiting = []
     for listener in listeners:
         listener.setblocking(False)
         selector.register(listener, selectors.EVENT_READ, None)
@@ -73,6 +75,16 @@ def echo_loop(listeners, parent):
             key.data[:] = rest
             answers = []
             for request in requests:
+                if b"\r\nx-hold:" in request:
+                    waiting.append(key.fileobj)
+                    with held.get_lock():
+                        held.value += 1
+                    continue
+                if b"\r\nx-release:" in request:
+                    for connection in waiting:
+                        connection.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+                    waiting.clear()
+                    held.value = 0
                 values = [line.split(b":", 1)[1][1:] for line in request.split(b"\r\n")[1:]
                           if line.lower().startswith(b"x-session-id:")]
                 echo = base64.b64encode(b",".join(values)) if values else b"-"
@@ -84,15 +96,16 @@ def echo_loop(listeners, parent):
 
 @contextlib.contextmanager
 def echo_servers(count):
-    """The ports of servers in one process of its own."""
+    """The ports of servers in one process of its own, and the number of requests that they hold."""
+    held = multiprocessing.Value("i", 0)
     listeners = [socket.create_server(("127.0.0.1", 0), backlog=64) for _ in range(count)]
-    process = multiprocessing.get_context("fork").Process(target=echo_loop, args=(listeners, os.getpid()), daemon=True)
+    process = multiprocessing.get_context("fork").Process(target=echo_loop, args=(listeners, os.getpid(), held), daemon=True)
     process.start()
     ports = [listener.getsockname()[1] for listener in listeners]
     for listener in listeners:
         listener.close()
     try:
-        yield ports
+        yield ports, held
     finally:
         process.terminate()
         process.join()
@@ -145,23 +158,25 @@ class Client:
         self._socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self._rest = b""
 
+    def send(self, path, headers):
+        self._socket.sendall(self._text(path, headers))
+
     def get(self, path, requests, window=64):
         """`requests` are lists of (name, value), bytes or text. Returns a dict of headers for each, with "status"."""
         answers = []
         for start in range(0, len(requests), window):
             batch = requests[start:start + window]
-            text = b""
-            for headers in batch:
-                text += b"GET " + path.encode() + b" HTTP/1.1\r\nhost: test\r\n"
-                for name, value in headers:
-                    text += _bytes(name) + b": " + _bytes(value) + b"\r\n"
-                text += b"\r\n"
-            self._socket.sendall(text)
+            self._socket.sendall(b"".join(self._text(path, headers) for headers in batch))
             for _ in batch:
-                answers.append(self._answer())
+                answers.append(self.answer())
         return answers
 
-    def _answer(self):
+    @staticmethod
+    def _text(path, headers):
+        lines = [_bytes(name) + b": " + _bytes(value) + b"\r\n" for name, value in headers]
+        return b"GET " + path.encode() + b" HTTP/1.1\r\nhost: test\r\n" + b"".join(lines) + b"\r\n"
+
+    def answer(self):
         while b"\r\n\r\n" not in self._rest:
             self._read()
         head, self._rest = self._rest.split(b"\r\n\r\n", 1)

@@ -38,7 +38,8 @@ end
 class Case:
     """A cluster and the same hosts for the tool."""
 
-    def __init__(self, name, kind, size, hosts, locality_weights=(), dynamic=None):
+    def __init__(self, name, kind, size, hosts, locality_weights=(), dynamic=None, balance=0):
+        self.balance = balance  # percent, 0 for no bound
         self.name, self.kind, self.size = name, kind, size
         self.hosts = hosts  # (port, weight, locality)
         self.locality_weights = locality_weights
@@ -83,6 +84,8 @@ class Case:
             cluster["ring_hash_lb_config"] = {
                 "minimum_ring_size": self.size,
                 "hash_function": "MURMUR_HASH_2" if self.kind == "murmur" else "XX_HASH"}
+        if self.balance:
+            cluster["common_lb_config"] = {"consistent_hashing_lb_config": {"hash_balance_factor": self.balance}}
         if self.locality_weights:
             cluster["common_lb_config"] = {"locality_weighted_lb_config": {}}
         return cluster
@@ -90,6 +93,7 @@ class Case:
     def picks(self, tool, values, hosts=None):
         arguments = [f"127.0.0.1:{port}={weight}@{locality}" for port, weight, locality in hosts or self.hosts]
         arguments += [f"locality={weight}" for weight in self.locality_weights]
+        arguments += [f"balance={self.balance}"] if self.balance else []
         return ask(tool, [self.kind, str(self.size), *arguments], values)
 
 
@@ -138,8 +142,26 @@ def compare(name, ours, theirs, hosts):
     assert not different, (f"{name}: {len(different)} of {len(ours)} differ, the first at {different[0]}: "
                            f"we pick {ours[different[0]]}, Envoy {theirs[different[0]]}")
     used = len(set(theirs))
-    assert used == hosts, f"{name}: Envoy used {used} of {hosts} hosts"
+    assert used >= hosts, f"{name}: Envoy used {used} of {hosts} hosts"
     print(f"{name}: {len(ours)} picks agree, {used} hosts", flush=True)
+
+
+def check_bounded(port, tool, case, held, source):
+    """Requests that all stay under way, one after the other: each must find the counts that those before it made."""
+    sessions = [random_session(source) for _ in range(8)]
+    values = [[source.choice(sessions)] for _ in range(240)]
+    clients = []
+    for i, value in enumerate(values):
+        clients.append(rig.Client(port))
+        clients[-1].send(f"/{case.name}", [("x-session-id", value[0]), ("x-hold", "1")])
+        deadline = time.monotonic() + 20
+        while held.value != i + 1:
+            assert time.monotonic() < deadline, f"request {i} did not arrive"
+            time.sleep(0.001)
+    chosen(rig.Client(port).get(f"/{case.name}", [[("x-session-id", "x"), ("x-release", "1")]]))
+    theirs = chosen([client.answer() for client in clients])
+    compare(case.name, case.picks(tool, values), theirs, 4)
+    assert max(map(theirs.count, theirs)) < 240 * 0.4, "Envoy did not bound the load"
 
 
 def check_sessions(client, tool, case):
@@ -191,7 +213,7 @@ def main():
     print(f"seed {seed} (LLMD_SEED)", flush=True)
     source = random.Random(seed)
 
-    with tempfile.TemporaryDirectory() as folder, rig.echo_servers(6) as ports:
+    with tempfile.TemporaryDirectory() as folder, rig.echo_servers(6) as (ports, held):
         def equal(count):
             return [(port, 1, 0) for port in ports[:count]]
 
@@ -212,10 +234,14 @@ def main():
             Case("maglev-removed", "maglev", 65537, removed),
             Case("maglev-small", "maglev", 251, equal(4)),
         ]
+        bounded = [Case("ring-bounded", "ring", 1024, equal(6), balance=120),
+                   Case("maglev-bounded", "maglev", 65537, [(port, 1 + i % 2, 0) for i, port in enumerate(ports)],
+                        balance=150)]
+        everything = [*cases, *bounded, live]
         plain_port, lua_port, admin_port = rig.free_ports(3)
         config = {"static_resources": {
-            "listeners": [listener(plain_port, [*cases, live], False), listener(lua_port, cases, True)],
-            "clusters": [case.cluster() for case in [*cases, live]]},
+            "listeners": [listener(plain_port, everything, False), listener(lua_port, cases, True)],
+            "clusters": [case.cluster() for case in everything]},
             "node": {"id": "test", "cluster": "test"}}
         with rig.envoy(binary, config, admin_port, folder):
             client = rig.Client(plain_port)
@@ -232,6 +258,9 @@ def main():
                                                        for _ in range(1000)])
             empty = chosen(client.get("/ring-4096", [[("x-session-id", "")]] * 20))
             assert empty == cases[1].picks(options.tool, [[""]]) * 20, empty
+
+            for case in bounded:
+                check_bounded(plain_port, options.tool, case, held, source)
 
             check(live)
             fewer = live.hosts[:1] + live.hosts[2:]

@@ -15,7 +15,7 @@ enum : std::uint8_t { kNameStart = 1, kNameChar = 2, kLabelStart = 4, kLabelChar
 
 constexpr std::array<std::uint8_t, 256> kClasses = [] {
   std::array<std::uint8_t, 256> classes{};
-  const auto add = [&](char from, char to, std::uint8_t bits) {
+  const auto add = [&](unsigned char from, unsigned char to, std::uint8_t bits) {
     for (int c = from; c <= to; ++c) classes[c] |= bits;
   };
   add('a', 'z', kNameStart | kNameChar | kLabelStart | kLabelChar);

@@ -10,6 +10,7 @@ std::span<const CompatibilityField> CompatibilityFields() {
       {"admissionDenialIsInternal", &Compatibility::admission_denial_is_internal},
       {"deciderReadsDefaultProducer", &Compatibility::decider_reads_default_producer},
       {"staleIsSaturated", &Compatibility::stale_is_saturated},
+      {"firstRankAlone", &Compatibility::first_rank_alone},
   };
   return kFields;
 }

@@ -49,6 +49,27 @@ def config_file(tests, folder):
         write(folder, path.name, path.read_bytes())
 
 
+def session_cookie(folder):
+    cookies = ["a=1; session-id=abc; b=2", "session-id=;session-id==x;=session-id=ab=cd", " \t session_id=\"a;b\""]
+    for i, cookie in enumerate(cookies):
+        write(folder, f"cookie_{i}", cookie.encode())
+    write(folder, "headers", b"\x00x\n\x01s\n\x02session-id=c; session_id=d\n\x00y\n\x04o\r")
+
+
+def prometheus_text(folder):
+    label = 'engine="%d",model_name="m\\n\\"\\\\"'
+    vllm = "# HELP a b\n# TYPE vllm:num_requests_waiting gauge\n"
+    for name, value in (("num_requests_waiting", "3.0"), ("num_requests_running", "NaN"), ("kv_cache_usage_perc", "5e-1")):
+        vllm += "".join(f"vllm:{name}{{{label % rank}}} {value} {rank}\n" for rank in range(2))
+    vllm += ('vllm:cache_config_info{block_size="16",engine="0",num_gpu_blocks="100"} 1.0\n'
+             'vllm:lora_requests_info{max_lora="4",running_lora_adapters="a, b",waiting_lora_adapters=""} 1.8e9\n'
+             '# TYPE h histogram\nh_bucket{le="+Inf"} 5 # {trace_id="x"} 0.5 1.5\n# EOF\n')
+    sglang = 'sglang:num_queue_reqs{dp_rank="1",tp_rank="0"} 1\nsglang:page_size 1.0\nsglang:token_usage +Inf\n'
+    triton = 'nv_trt_llm_request_metrics{request_type="waiting"} 3\n# TYPE nv_inference_exec_count counter\nb_total 2\r\n'
+    for name, page in (("vllm", vllm), ("sglang", sglang), ("triton", triton)):
+        write(folder, name, page.encode())
+
+
 def main():
     golden, corpus = map(pathlib.Path, sys.argv[1:3])
     vectors = json.loads((golden / "kv_events.json").read_text())
@@ -56,6 +77,8 @@ def main():
     event_decoder(vectors, corpus / "fuzz_event_decoder")
     ingest(vectors, corpus / "fuzz_ingest")
     publisher_stream(corpus / "fuzz_publisher_stream")
+    session_cookie(corpus / "fuzz_session_cookie")
+    prometheus_text(corpus / "fuzz_prometheus_text")
 
 
 if __name__ == "__main__":

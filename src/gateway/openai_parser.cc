@@ -69,7 +69,9 @@ absl::Status OpenAiParser::Impl::Parse(Api api, std::string_view body, OpenAiReq
   refusal_.clear();
 
   if (reader_.Open(body, &arena_) && reader_.Peek() != '{') {
-    (void)Refuse("the body must be a JSON object");
+    if (reader_.Skip() && reader_.Close()) {
+      return absl::InvalidArgumentError("error unmarshaling request bodyMap: byte 0: expected an object");
+    }
   } else if (reader_.ok() && reader_.BeginObject()) {
     std::string_view key;
     for (bool first = true; refusal_.empty() && reader_.NextField(first, key);) {

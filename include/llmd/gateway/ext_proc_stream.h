@@ -87,8 +87,8 @@ struct ExtProcOptions {
   BodyMode assumed_response_body_mode = BodyMode::kFullDuplex;
   // Asks for other body modes with the answer to the request headers (mode_override; the data plane must
   // allow it). Never in full duplex, where it is not supported.
-  std::optional<BodyMode> override_request_body_mode;
-  std::optional<BodyMode> override_response_body_mode;
+  std::optional<BodyMode> override_request_body_mode = {};
+  std::optional<BodyMode> override_response_body_mode = {};
 };
 
 enum class ExtProcEvent : std::uint8_t {

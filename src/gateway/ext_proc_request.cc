@@ -156,7 +156,7 @@ void ExtProcStream::Impl::ReadRequestHeaders() {
 
 ExtProcEvent ExtProcStream::Impl::OnRequestBody(ext_proc::HttpBody& body, absl::Time now) {
   if (!request_headers_) return Fail(absl::InvalidArgumentError("request_body before request_headers"));
-  if (response_headers_ || headers_end_) {
+  if (response_headers_ || headers_end_ || trailers_end_) {
     ++ignored_;
     return ExtProcEvent::kNone;
   }

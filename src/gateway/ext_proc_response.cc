@@ -22,8 +22,8 @@ void ExtProcStream::Impl::ReadResponseMetadata(const ProcessingRequest& message)
 }
 
 ExtProcEvent ExtProcStream::Impl::OnResponseHeaders(const ext_proc::HttpHeaders& headers, absl::Time now) {
-  if (response_headers_ || response_.ended)
-    return Fail(absl::InvalidArgumentError("response_headers came twice"));
+  if (response_headers_) return Fail(absl::InvalidArgumentError("response_headers came twice"));
+  if (usage_) return Fail(absl::InvalidArgumentError("response_headers after response_body"));
   response_headers_ = true;
   DropRequest();  // answered already, or by someone else than the endpoint that we would have chosen
   response_.started = now;

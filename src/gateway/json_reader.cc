@@ -1,6 +1,7 @@
 #include "src/gateway/json_reader.h"
 
 #include <algorithm>
+#include <bit>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -387,6 +388,33 @@ bool JsonReader::ReadUint(std::uint64_t max, std::uint64_t& value) {
   if (!(number >= 0) || number != std::floor(number) || number >= 0x1p63) return false;
   value = static_cast<std::uint64_t>(number);
   return value <= max;
+}
+
+void JsonReader::ReadShortUints(std::vector<std::uint32_t>& values) {
+  static_assert(std::endian::native == std::endian::little);
+  constexpr std::uint64_t kZeros = 0x3030303030303030, kHighHalves = 0xF0F0F0F0F0F0F0F0;
+  while (position_ + 2 < count_) {
+    const std::size_t begin = index_[position_];
+    const std::size_t length = index_[position_ + 1] - begin;
+    const char next = text_[index_[position_ + 2]];
+    if (length > 8 || begin + 8 > text_.size() || text_[index_[position_ + 1]] != ',' || !IsDigit(next))
+      return;
+    if (text_[begin] == '0' && length > 1) return;
+    std::uint64_t digits;
+    std::memcpy(&digits, text_.data() + begin, 8);
+    // To the right, with zeros before; the shift by 64 bits of no digit at all cannot happen.
+    digits <<= 8 * (8 - length);
+    if (length < 8) digits |= kZeros >> (8 * length);
+    if ((digits & kHighHalves) != kZeros || ((digits + 0x0606060606060606) & kHighHalves) != kZeros) return;
+    // Eight digits at once: pairs, fours, all.
+    digits -= kZeros;
+    digits = digits * 10 + (digits >> 8);
+    digits = (((digits & 0x000000FF000000FF) * (100 + (std::uint64_t{1000000} << 32))) +
+              (((digits >> 16) & 0x000000FF000000FF) * (1 + (std::uint64_t{10000} << 32)))) >>
+             32;
+    values.push_back(static_cast<std::uint32_t>(digits));
+    position_ += 2;
+  }
 }
 
 bool JsonReader::ReadBool(bool& value) {

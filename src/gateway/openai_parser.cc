@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
+#include "src/gateway/utf8.h"
 
 namespace llmd::gateway {
 namespace {
@@ -259,6 +260,7 @@ bool OpenAiParser::Impl::ReadTokenRun() {
   OpenAiRequest& out = *out_;
   const std::size_t begin = out.tokens.size();
   for (bool first = true; reader_.NextElement(first);) {
+    reader_.ReadShortUints(out.tokens);
     const char c = reader_.Peek();
     if (c != '-' && !(c >= '0' && c <= '9')) return Refuse("a token id must be a number");
     std::uint64_t token = 0;
@@ -565,6 +567,7 @@ absl::Status OpenAiParser::Impl::ParseGrpc(std::string_view body) {
     out.tokens.assign(grpc_.tokenized().input_ids().begin(), grpc_.tokenized().input_ids().end());
     if (out.tokens.empty()) return Invalid("input_ids must not be empty");
   } else if (grpc_.input_case() == vllm::grpc::engine::GenerateRequest::kText) {
+    if (!IsUtf8(grpc_.text())) return Invalid("text is not UTF-8");
     out.text.emplace_back(grpc_.text());
   } else {
     return Invalid("must have tokenized or text field");

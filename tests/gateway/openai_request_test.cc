@@ -151,6 +151,27 @@ TEST(Completions, StringsAndTokens) {
   EXPECT_THAT(lists.request.TokensOf(lists.request.prompts[1]), ElementsAre(3));
 }
 
+TEST(Completions, TokensOfAnyLengthAndSpacing) {
+  Random random(13);
+  for (int round = 0; round < 2000; ++round) {
+    std::vector<TokenId> expected;
+    std::string body = "{\"prompt\":[";
+    for (std::uint64_t n = random.Between(1, 12); n > 0; --n) {
+      expected.push_back(static_cast<TokenId>(random.Next() >> random.Between(32, 63)));
+      absl::StrAppend(&body, expected.size() > 1 ? "," : "", random.Below(8) == 0 ? " " : "", expected.back(),
+                      random.Below(8) == 0 ? ".0" : "", random.Below(8) == 0 ? "\n" : "");
+    }
+    Parsed p(Api::kCompletions, body + "]}");
+    ASSERT_TRUE(p.status.ok()) << p.status << body;
+    ASSERT_EQ(p.request.tokens, expected) << body;
+  }
+  for (const std::string_view bad :
+       {"[1,02,3]", "[1,2/,3]", "[1,2:,3]", "[1,:2,3]", "[1,2;3,4]", "[1,2,,3]", "[1,2,]", "[1,2a,3]"}) {
+    Parsed p(Api::kCompletions, absl::StrCat("{\"prompt\":", ToAbsl(bad), "}"));
+    EXPECT_THAT(p.Error(), HasSubstr("invalid completions request")) << bad;
+  }
+}
+
 TEST(Others, ReadTheirPrompts) {
   Parsed responses(
       Api::kResponses,
@@ -246,6 +267,9 @@ TEST(Grpc, GenerateRequests) {
 
   message.set_text("hello");
   EXPECT_EQ(Parsed(Api::kGrpcGenerate, Frame(message)).Text(), "hello");
+  message.set_text("hell\xff");
+  EXPECT_THAT(Parsed(Api::kGrpcGenerate, Frame(message)).Error(), HasSubstr("text is not UTF-8"));
+  message.set_text("hello");
 
   EXPECT_THAT(Parsed(Api::kGrpcGenerate, "abc").Error(),
               HasSubstr("a gRPC frame has at least 5 bytes, not 3"));

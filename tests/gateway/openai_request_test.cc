@@ -165,10 +165,21 @@ TEST(Completions, TokensOfAnyLengthAndSpacing) {
     ASSERT_TRUE(p.status.ok()) << p.status << body;
     ASSERT_EQ(p.request.tokens, expected) << body;
   }
-  for (const std::string_view bad :
-       {"[1,02,3]", "[1,2/,3]", "[1,2:,3]", "[1,:2,3]", "[1,2;3,4]", "[1,2,,3]", "[1,2,]", "[1,2a,3]"}) {
-    Parsed p(Api::kCompletions, absl::StrCat("{\"prompt\":", ToAbsl(bad), "}"));
-    EXPECT_THAT(p.Error(), HasSubstr("invalid completions request")) << bad;
+  const std::pair<std::string_view, std::string_view> wrong[] = {
+      {"[1,02,3]", "byte 13: not a number"},
+      {"[1,2/,3]", "byte 13: not a number"},
+      {"[1,2;3,4]", "byte 13: not a number"},
+      {"[1,2a,3]", "byte 13: not a number"},
+      {"[1,2:,3]", "byte 14: expected ',' or ']'"},
+      {"[1,2,]", "byte 15: expected a value"},
+      {"[1,:2,3]", "a token id must be a number (byte 13)"},
+      {"[1,2,,3]", "a token id must be a number (byte 15)"},
+      {"[1,2,\"3\"]", "a token id must be a number (byte 15)"},
+      {"[1,2,-3,4]", "a token id must be a whole number from 0 to 4294967295"},
+  };
+  for (const auto& [list, message] : wrong) {
+    Parsed p(Api::kCompletions, absl::StrCat("{\"prompt\":", ToAbsl(list), "}"));
+    EXPECT_THAT(p.Error(), HasSubstr(std::string(message))) << list;
   }
 }
 

@@ -1,7 +1,11 @@
 # Installation: headers, libraries, find_package(llmd) and one pkg-config module per component (llmd-core, llmd-index, ...).
 include(CMakePackageConfigHelpers)
 
-install(DIRECTORY include/llmd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+set(_absent)
+if(NOT TARGET llmd_gateway)
+  set(_absent PATTERN gateway EXCLUDE)
+endif()
+install(DIRECTORY include/llmd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h" ${_absent})
 set(_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/llmd)
 install(EXPORT llmdTargets NAMESPACE llmd:: DESTINATION ${_cmake_dir})
 if(TARGET llmd_gateway)

@@ -72,6 +72,8 @@ class ExtProcStream::Impl {
   void FillMutation(const RoutingResult& result, const std::string& destination, std::size_t content_length,
                     ext_proc::HeaderMutation& mutation) const;
   void AnswerStreamedChunks(bool rewritten);
+  bool MayOverrideRequestMode() const;
+  bool MayOverrideResponseMode() const;
   void OverrideModes(bool request, ProcessingResponse& answer);
   void DropRequest();
 

@@ -107,9 +107,7 @@ ExtProcEvent ExtProcStream::Impl::OnRequestHeaders(const ext_proc::HttpHeaders& 
     facts_.bodyless = true;
     return CompleteRequest(now);
   }
-  const bool duplex = request_mode_ == BodyMode::kFullDuplex || response_mode_ == BodyMode::kFullDuplex;
-  if (request_mode_ == BodyMode::kNone && options_.override_request_body_mode && !duplex &&
-      *options_.override_request_body_mode != BodyMode::kNone && facts_.api != Api::kNone) {
+  if (request_mode_ == BodyMode::kNone && MayOverrideRequestMode()) {
     auto& answer = Push().message;
     answer.mutable_request_headers()->mutable_response();
     OverrideModes(/*request=*/true, answer);
@@ -123,7 +121,7 @@ ExtProcEvent ExtProcStream::Impl::OnRequestHeaders(const ext_proc::HttpHeaders& 
       // The body comes after this answer; the answer to the body will carry the decision.
       auto& answer = Push().message;
       answer.mutable_request_headers()->mutable_response();
-      if (options_.override_response_body_mode && !duplex) OverrideModes(/*request=*/false, answer);
+      if (MayOverrideResponseMode()) OverrideModes(/*request=*/false, answer);
       return ExtProcEvent::kNone;
     }
     case BodyMode::kStreamed:
@@ -327,9 +325,22 @@ void ExtProcStream::Impl::FillMutation(const RoutingResult& result, const std::s
   for (const std::string& name : result.remove_headers) mutation.add_remove_headers(name);
 }
 
+// Only to modes in which the body comes after the answer to the headers.
+bool ExtProcStream::Impl::MayOverrideRequestMode() const {
+  const auto& mode = options_.override_request_body_mode;
+  return (mode == BodyMode::kBuffered || mode == BodyMode::kBufferedPartial) &&
+         response_mode_ != BodyMode::kFullDuplex && facts_.api != Api::kNone;
+}
+
+bool ExtProcStream::Impl::MayOverrideResponseMode() const {
+  const auto& mode = options_.override_response_body_mode;
+  return mode && mode != BodyMode::kFullDuplex && request_mode_ != BodyMode::kFullDuplex &&
+         response_mode_ != BodyMode::kFullDuplex;
+}
+
 void ExtProcStream::Impl::OverrideModes(bool request, ProcessingResponse& answer) {
   if (request) request_mode_ = *options_.override_request_body_mode;
-  if (options_.override_response_body_mode) response_mode_ = *options_.override_response_body_mode;
+  if (MayOverrideResponseMode()) response_mode_ = *options_.override_response_body_mode;
   auto& mode = *answer.mutable_mode_override();
   mode.set_request_header_mode(ProcessingMode::SEND);
   mode.set_response_header_mode(ProcessingMode::SEND);
@@ -383,8 +394,7 @@ absl::Status ExtProcStream::Impl::Decide(const RoutingResult& result, absl::Time
   const MetadataEntry own[] = {{std::string(kLbNamespace), std::string(kDestinationHeader), destination, {}},
                                {std::string(kLbNamespace), std::string(kScoresKey), {}, result.scores}};
   FillMetadata(std::span(own).first(result.scores.empty() ? 1 : 2), metadata);
-  const bool duplex = request_mode_ == BodyMode::kFullDuplex || response_mode_ == BodyMode::kFullDuplex;
-  if (!buffered && options_.override_response_body_mode && !duplex) OverrideModes(/*request=*/false, answer);
+  if (!buffered && MayOverrideResponseMode()) OverrideModes(/*request=*/false, answer);
 
   if (buffered) {
     if (rewritten) common.mutable_body_mutation()->set_body(std::move(body_));

@@ -76,8 +76,8 @@ class JsonReader {
   // Integers, also in the spellings 3.0 and 3e2. False without an error when it is a number that is no
   // integer in [0, max].
   bool ReadUint(std::uint64_t max, std::uint64_t& value);
-  // At an element of an array: reads elements of at most 8 digits for as long as another number follows, and stops
-  // before the first that is anything else. A fast way through long lists of token ids.
+  // At an element of an array: reads elements of at most 8 digits for as long as another number follows, and
+  // stops before the first that is anything else. A fast way through long lists of token ids.
   void ReadShortUints(std::vector<std::uint32_t>& values);
   bool ReadDouble(double& value);
   bool ReadBool(bool& value);

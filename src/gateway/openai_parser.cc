@@ -560,6 +560,7 @@ absl::Status OpenAiParser::Impl::ParseGrpc(std::string_view body) {
   if (length != body.size() - 5) {
     return Invalid(absl::StrCat("the gRPC frame announces ", length, " bytes, there are ", body.size() - 5));
   }
+  if (grpc_.SpaceUsedLong() > limits_.keep_bytes) grpc_ = {};
   if (!grpc_.ParseFromArray(body.data() + 5, static_cast<int>(length)))
     return Invalid("the gRPC message is malformed");
   OpenAiRequest& out = *out_;

@@ -80,10 +80,20 @@ bool ReadEnvelope(JsonReader& reader, Usage& usage, bool top) {
   return reader.ok();
 }
 
+// Whether some "usage" has an object: most events have none, or null.
+bool MayHaveUsage(std::string_view json) {
+  constexpr std::string_view kKey = "\"usage\"";
+  for (std::size_t at = json.find(kKey); at != json.npos; at = json.find(kKey, at + 1)) {
+    const std::size_t next = json.find_first_not_of(" \t\r\n:", at + kKey.size());
+    if (next != json.npos && json[next] == '{') return true;
+  }
+  return false;
+}
+
 }  // namespace
 
 void UsageReader::ReadDocument(std::string_view json) {
-  if (json.find("\"usage\"") == json.npos) return;  // most events
+  if (!MayHaveUsage(json)) return;
   JsonReader reader(/*max_depth=*/256);
   TextArena arena;
   Usage usage = usage_;

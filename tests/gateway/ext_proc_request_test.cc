@@ -368,6 +368,24 @@ TEST(ModeOverride, NotInFullDuplexNorForOtherPaths) {
   EXPECT_EQ(other.Headers("/metrics", "", ConfigOf("NONE", "NONE")), ExtProcEvent::kNeedsDecision);
 }
 
+TEST(ModeOverride, OnlyToModesThatCanFollow) {
+  for (const BodyMode mode : {BodyMode::kNone, BodyMode::kStreamed, BodyMode::kFullDuplex}) {
+    ExtProcBed bed({.override_request_body_mode = mode});
+    EXPECT_EQ(bed.Headers(kChat, "", ConfigOf("NONE", "NONE")), ExtProcEvent::kNeedsDecision);
+  }
+  ExtProcBed response({.override_response_body_mode = BodyMode::kFullDuplex});
+  response.Headers(kChat, "", ConfigOf("NONE", "NONE"));
+  EXPECT_TRUE(response.stream.Decide({.destinations = {"10.0.0.1:8000"}}, response.now).ok());
+  EXPECT_FALSE(response.Answers()[0].has_mode_override());
+
+  ExtProcBed only_response({.override_response_body_mode = BodyMode::kStreamed});
+  only_response.Headers(kChat, "", ConfigOf("NONE", "NONE"));
+  EXPECT_TRUE(only_response.stream.Decide({.destinations = {"10.0.0.1:8000"}}, only_response.now).ok());
+  const std::vector<ProcessingResponse> answers = only_response.Answers();
+  EXPECT_EQ(answers[0].mode_override().response_body_mode(), 1);  // STREAMED
+  EXPECT_EQ(answers[0].mode_override().request_body_mode(), 0);
+}
+
 struct RefusedBody {
   std::string_view path, body, message;
 };

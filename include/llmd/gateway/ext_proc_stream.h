@@ -86,7 +86,8 @@ struct ExtProcOptions {
   BodyMode assumed_request_body_mode = BodyMode::kFullDuplex;
   BodyMode assumed_response_body_mode = BodyMode::kFullDuplex;
   // Asks for other body modes with the answer to the request headers (mode_override; the data plane must
-  // allow it). Never in full duplex, where it is not supported.
+  // allow it). Never to or from full duplex, where it is not supported. For requests: from NONE to a buffered
+  // mode, where the path is one that we read.
   std::optional<BodyMode> override_request_body_mode = {};
   std::optional<BodyMode> override_response_body_mode = {};
 };

@@ -141,7 +141,8 @@ TEST(JsonReader, WholeNumbers) {
 
 TEST(JsonReader, AgreesWithAnotherParserOnMutatedDocuments) {
   const std::string seed =
-      R"({"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"h\u00e9\n"}]}],"n":-1.5e+3,"t":[true,)"
+      R"({"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"h\u00e9\n"}]}],)"
+      R"("n":-1.5e+3,"t":[true,)"
       R"(false,null,{},[]], "s" : "é😀" })";
   constexpr std::string_view kBytes = "{}[]\",:\\ntu0123456789eE+-. \t\n\xc3\xa9\xff/x";
   Random random(3);

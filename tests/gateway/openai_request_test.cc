@@ -69,12 +69,15 @@ TEST(Chat, ReadsMessagesAndOptions) {
   Parsed p(
       Api::kChatCompletions,
       R"({"model":"m","messages":[{"role":"system","content":"Be brief."},)"
-      R"({"role":"user","content":[{"type":"text","text":"Hello"},{"text":"you","type":"text"},{"type":"unknown"}]},)"
+      R"({"role":"user","content":[{"type":"text","text":"Hello"},{"text":"you","type":"text"},)"
+      R"({"type":"unknown"}]},)"
       R"({"role":"assistant","content":null,"tool_calls":[{"id":"1"}]},{"role":"tool"}],)"
-      R"("tools":[ {"type":"function"} ],"documents":[1],"chat_template":"t","chat_template_kwargs":{"a":1},)"
+      R"("tools":[ {"type":"function"} ],"documents":[1],"chat_template":"t",)"
+      R"("chat_template_kwargs":{"a":1},)"
       R"("continue_final_message":true,"add_generation_prompt":false,"return_assistant_tokens_mask":true,)"
       R"("cache_salt":"salt","stream":true,"stream_options":{"include_usage":true},"max_tokens":5,)"
-      R"("max_completion_tokens":9,"user":"u","prompt_cache_key":"k","session_id":"s","metadata":{"x":"y"}})");
+      R"("max_completion_tokens":9,"user":"u","prompt_cache_key":"k","session_id":"s",)"
+      R"("metadata":{"x":"y"}})");
   ASSERT_TRUE(p.status.ok()) << p.status;
   const OpenAiRequest& r = p.request;
   EXPECT_EQ(r.model, "m");
@@ -108,7 +111,8 @@ TEST(Chat, MultimodalItems) {
       R"({"messages":[{"role":"user","content":[{"type":"text","text":"see"},)"
       R"({"type":"image_url","image_url":{"url":"http://a/b.png","detail":"low"}},)"
       R"({"type":"input_audio","input_audio":{"data":"QUJD","format":"wav"}},{"type":"text","text":"and"},)"
-      R"({"type":"video_url","video_url":{"url":"http://a/v.mp4"}},{"type":"image_url","image_url":{"url":"http:\/\/a/b.png"}}]}]})");
+      R"({"type":"video_url","video_url":{"url":"http://a/v.mp4"}},{"type":"image_url",)"
+      R"("image_url":{"url":"http:\/\/a/b.png"}}]}]})");
   ASSERT_TRUE(p.status.ok()) << p.status;
   ASSERT_EQ(p.request.media.size(), 4u);
   const auto& m = p.request.media;
@@ -188,7 +192,8 @@ TEST(Others, ReadTheirPrompts) {
       Api::kResponses,
       R"({"model":"m","input":[{"role":"user","content":[{"type":"input_text","text":"hi"},)"
       R"({"type":"input_image","image_url":"http://i"}]},{"type":"function_call_output","output":"x"}],)"
-      R"("instructions":"Be kind.","max_output_tokens":3,"previous_response_id":"r1","conversation":{"id":"c1"}})");
+      R"("instructions":"Be kind.","max_output_tokens":3,"previous_response_id":"r1",)"
+      R"("conversation":{"id":"c1"}})");
   ASSERT_TRUE(responses.status.ok()) << responses.status;
   EXPECT_EQ(responses.Text(), "Be kind.hi ");
   EXPECT_EQ(responses.request.max_output_tokens, 3u);
@@ -233,7 +238,8 @@ TEST(Generate, TokenIdsAndFeatures) {
   Parsed p(
       Api::kGenerate,
       R"({"model":"m","token_ids":[1,2,3],"features":{"mm_placeholders":{"image":[{"offset":4,"length":5},)"
-      R"({"offset":20,"length":6}],"audio":[{"offset":1,"length":2}]},"mm_hashes":{"audio":["a1"],"image":["i1",null]}},)"
+      R"({"offset":20,"length":6}],"audio":[{"offset":1,"length":2}]},"mm_hashes":{"audio":["a1"],)"
+      R"("image":["i1",null]}},)"
       R"("sampling_params":{"max_tokens":11},"cache_salt":"s","stream":true})");
   ASSERT_TRUE(p.status.ok()) << p.status;
   EXPECT_THAT(p.request.tokens, ElementsAre(1, 2, 3));
@@ -249,7 +255,8 @@ TEST(Generate, TokenIdsAndFeatures) {
   EXPECT_EQ(p.request.media[2].hash, "");
   EXPECT_EQ(p.request.media[2].offset, 20u);
 
-  Parsed sglang(Api::kSglangGenerate, R"({"input_ids":[[1],[2,3]],"sampling_params":{"max_new_tokens":2}})");
+  Parsed sglang(Api::kSglangGenerate, R"({"input_ids":[[1],[2,3]],)"
+                                      R"("sampling_params":{"max_new_tokens":2}})");
   ASSERT_TRUE(sglang.status.ok());
   EXPECT_EQ(sglang.request.prompts.size(), 2u);
   EXPECT_EQ(sglang.request.max_output_tokens, 2u);
@@ -350,10 +357,11 @@ TEST(Refused, WhatAnInterfaceDoesNotAllow) {
 }
 
 TEST(Vague, OfRepeatedKeysTheLastCounts) {
-  Parsed p(
-      Api::kChatCompletions,
-      R"({"model":"a","messages":[{"content":"x"},{"content":[{"type":"image_url","image_url":{"url":"u"}}]}],"stream":true,)"
-      R"("max_tokens":1,"messages":[{"content":"first","content":"y"}],"model":"b","stream":1,"max_tokens":"x"})");
+  Parsed p(Api::kChatCompletions,
+           R"({"model":"a","messages":[{"content":"x"},{"content":[{"type":"image_url",)"
+           R"("image_url":{"url":"u"}}]}],"stream":true,)"
+           R"("max_tokens":1,"messages":[{"content":"first","content":"y"}],"model":"b","stream":1,)"
+           R"("max_tokens":"x"})");
   ASSERT_TRUE(p.status.ok()) << p.status;
   EXPECT_EQ(p.request.model, "b");
   EXPECT_EQ(p.request.model_values.size(), 2u);
@@ -414,7 +422,12 @@ TEST(Reuse, NothingOfTheLastRequestStays) {
                                        R"(\n","stream":true,"max_tokens":1})");
   ASSERT_TRUE(parser.Parse(Api::kCompletions, big, request).ok());
   EXPECT_EQ(request.TextSize(), (5u << 20) + 1);
-  ASSERT_TRUE(parser.Parse(Api::kMessages, R"({"messages":[{"content":"hi"}],"system":"\n"})", request).ok());
+  ASSERT_TRUE(parser
+                  .Parse(Api::kMessages,
+                         R"({"messages":[{"content":"hi"}],)"
+                         R"("system":"\n"})",
+                         request)
+                  .ok());
   EXPECT_EQ(request.model, "");
   EXPECT_FALSE(request.stream);
   EXPECT_EQ(request.max_output_tokens, std::nullopt);

@@ -28,11 +28,9 @@ Usage Of(std::uint64_t prompt, std::uint64_t completion, std::uint64_t total, st
 TEST(Usage, PlainBodies) {
   EXPECT_EQ(Read(false, R"({"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}})"),
             Of(1, 2, 3));
-  EXPECT_EQ(
-      Read(
-          false,
-          R"({"usage":{"input_tokens":"5","output_tokens":"6","input_tokens_details":{"cached_tokens":"4"}}})"),
-      Of(5, 6, 11, 4));
+  EXPECT_EQ(Read(false, R"({"usage":{"input_tokens":"5","output_tokens":"6",)"
+                        R"("input_tokens_details":{"cached_tokens":"4"}}})"),
+            Of(5, 6, 11, 4));
   EXPECT_EQ(Read(false, R"({"usage":{"prompt_tokens":-1,"completion_tokens":"x","total_tokens":[7]}})"),
             Of(0, 0, 0));
   EXPECT_EQ(Read(false, R"({"usage":{"prompt_tokens":1e30,"completion_tokens":2.5}})"), Of(0, 0, 0));

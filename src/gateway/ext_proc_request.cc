@@ -285,7 +285,7 @@ absl::Status ExtProcStream::Impl::CheckResult(const RoutingResult& result,
 
 // The body's new model, or empty when it stays as it is.
 std::string ExtProcStream::Impl::RewriteBody(const RoutingResult& result) {
-  const std::string model = result.model.value_or(facts_.target_model);
+  std::string model = result.model.value_or(facts_.target_model);
   if (model.empty() || model == facts_.incoming_model || !parsed_ || !facts_.can_rewrite_model ||
       !IsUtf8(model))
     return {};

@@ -5,11 +5,15 @@ function(llmd_add_component name)
   endif()
 endfunction()
 
-# llmd_library(NAME SOURCES a.cc ... [PUBLIC deps...] [PRIVATE deps...])
+# llmd_library(NAME SOURCES a.cc ... [PUBLIC deps...] [PRIVATE deps...] [EXPORT set])
 # Static or shared (BUILD_SHARED_LIBS) library llmd_NAME, alias llmd::NAME, installed and exported.
-# A private dependency that is only headers is no concern of those who link an installed library: it is not exported.
+# A component with dependencies that the others do not have goes into an export set of its own, which llmdConfig.cmake
+# reads only where they are found. A private dependency that is only headers is no concern of those who link an installed library: it is not exported.
 function(llmd_library name)
-  cmake_parse_arguments(ARG "" "" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  cmake_parse_arguments(ARG "" "EXPORT" "SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  if(NOT ARG_EXPORT)
+    set(ARG_EXPORT llmdTargets)
+  endif()
   set(private)
   foreach(dep ${ARG_PRIVATE})
     if(dep STREQUAL "xxHash::xxhash")
@@ -27,7 +31,7 @@ function(llmd_library name)
     PRIVATE ${PROJECT_SOURCE_DIR})
   target_compile_features(llmd_${name} PUBLIC cxx_std_20)
   target_link_libraries(llmd_${name} PUBLIC ${ARG_PUBLIC} PRIVATE ${private} $<BUILD_INTERFACE:llmd_flags>)
-  install(TARGETS llmd_${name} EXPORT llmdTargets)
+  install(TARGETS llmd_${name} EXPORT ${ARG_EXPORT})
   set_property(GLOBAL APPEND PROPERTY LLMD_COMPONENTS ${name})
 endfunction()
 

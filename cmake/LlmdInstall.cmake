@@ -1,9 +1,16 @@
 # Installation: headers, libraries, find_package(llmd) and one pkg-config module per component (llmd-core, llmd-index, ...).
 include(CMakePackageConfigHelpers)
 
-install(DIRECTORY include/llmd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h")
+set(_absent)
+if(NOT TARGET llmd_gateway)
+  set(_absent PATTERN gateway EXCLUDE)
+endif()
+install(DIRECTORY include/llmd DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.h" ${_absent})
 set(_cmake_dir ${CMAKE_INSTALL_LIBDIR}/cmake/llmd)
 install(EXPORT llmdTargets NAMESPACE llmd:: DESTINATION ${_cmake_dir})
+if(TARGET llmd_gateway)
+  install(EXPORT llmdGatewayTargets NAMESPACE llmd:: DESTINATION ${_cmake_dir})
+endif()
 set(LLMD_STATIC ON)
 if(BUILD_SHARED_LIBS)
   set(LLMD_STATIC OFF)
@@ -27,6 +34,10 @@ function(_llmd_pkgconfig_names modules flags)
       list(APPEND names yaml-cpp)
     elseif(dep STREQUAL "OpenSSL::Crypto")
       list(APPEND names libcrypto)
+    elseif(dep STREQUAL "protobuf::libprotobuf")
+      list(APPEND names protobuf)
+    elseif(dep STREQUAL "simdjson::simdjson")
+      list(APPEND names simdjson)
     elseif(dep STREQUAL "Threads::Threads")
       list(APPEND words -pthread)
     elseif(NOT dep MATCHES "^\\$<(BUILD_INTERFACE|LINK_ONLY):")
@@ -55,6 +66,11 @@ function(_llmd_install_pkgconfig name)
     get_target_property(deps llmd_${name} INTERFACE_LINK_LIBRARIES)
   endif()
   _llmd_pkgconfig_names(requires flags ${deps})
+  set(cflags)
+  get_target_property(folder llmd_${name} LLMD_PKGCONFIG_INCLUDES)
+  if(folder)
+    set(cflags " -I\${includedir}/${folder}")
+  endif()
   file(CONFIGURE OUTPUT llmd-${name}.pc @ONLY CONTENT [[prefix=${pcfiledir}/@to_prefix@
 libdir=${pcfiledir}/..
 includedir=${prefix}/@CMAKE_INSTALL_INCLUDEDIR@
@@ -63,7 +79,7 @@ Name: llmd-@name@
 Description: @PROJECT_DESCRIPTION@ (@name@)
 Version: @PROJECT_VERSION@
 Requires: @requires@
-Cflags: -I${includedir}
+Cflags: -I${includedir}@cflags@
 Libs: -L${libdir} @library@ @flags@
 ]])
   install(FILES ${CMAKE_CURRENT_BINARY_DIR}/llmd-${name}.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

@@ -70,6 +70,59 @@ def prometheus_text(folder):
         write(folder, name, page.encode())
 
 
+def openai_request(folder):
+    # One byte that chooses the interface, then the body.
+    chat = '{"model":"m","messages":[{"role":"user","content":[{"type":"text","text":"h\\u00e9"},{"type":"image_url",' \
+           '"image_url":{"url":"u"}}]}],"tools":[{}],"stream":true,"stream_options":{"include_usage":true},"max_tokens":5}'
+    bodies = {
+        "chat": (1, chat),
+        "text": (2, '{"model":"m","prompt":["a","b\\n"],"max_tokens":1}'),
+        "tokens": (2, '{"prompt":[1,2.0,3e1],"model":"m"}'),
+        "responses": (3, '{"model":"m","input":[{"role":"user","content":"x"}],"instructions":"i","conversation":{"id":"c"}}'),
+        "conversations": (4, '{"items":[{"content":"x"}],"metadata":{"a":"b"}}'),
+        "embeddings": (5, '{"model":"m","input":[[1],[2]]}'),
+        "images": (6, '{"model":"m","prompt":"x"}'),
+        "messages": (7, '{"model":"m","system":[{"type":"text","text":"s"}],"messages":[{"content":"x"}],"max_tokens":5}'),
+        "generate": (8, '{"token_ids":[1,2],"features":{"mm_hashes":{"image":["h"]},"mm_placeholders":{"image":[{"offset":1,'
+                        '"length":2}]}},"sampling_params":{"max_tokens":3}}'),
+        "sglang": (9, '{"input_ids":[1],"sampling_params":{"max_new_tokens":2}}'),
+        "usage": (0, 'data: {"model":"m","usage":{"prompt_tokens":1,"completion_tokens":2}}\n\ndata: [DONE]\n'),
+    }
+    for name, (api, body) in bodies.items():
+        write(folder, name, bytes([api]) + body.encode())
+    write(folder, "grpc", bytes([10, 0, 0, 0, 0, 6, 0x12, 4, 0x12, 2, 1, 2]))
+
+
+def ext_proc_stream(folder):
+    # ProcessingRequests are written by hand: field number and wire type 2, length, payload.
+    def field(number, payload):
+        return bytes([number << 3 | 2, *([len(payload)] if len(payload) < 128 else [len(payload) & 127 | 128, len(payload) >> 7])]) + payload
+
+    def header(key, value):
+        return field(1, field(1, key) + field(3, value))
+
+    def step(operation, payload=b""):
+        return len(payload).to_bytes(2, "little") + bytes([operation]) + payload
+
+    def body(number, data, end):
+        return step(0, field(number, field(1, data) + (b"\x10\x01" if end else b"")))
+
+    decide, refuse, evict, drain = 4, 6, 7, 11
+    chat = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
+    for mode in range(5):
+        config = field(11, bytes([8, mode, 16, mode]))
+        headers = step(0, field(2, field(1, header(b":method", b"POST") + header(b":path", b"/v1/chat/completions"))) + config)
+        response = step(0, field(3, field(1, header(b":status", b"200") + header(b"content-type", b"text/event-stream"))))
+        event = b'data: {"model":"m","usage":{"prompt_tokens":1}}\n\n'
+        served = headers + body(4, chat[:20], False) + body(4, chat[20:], True) + step(decide) + step(drain) + response
+        write(folder, f"served_{mode}", bytes([0]) + served + body(5, event, False) + body(5, b"", True))
+        write(folder, f"rewritten_{mode}", bytes([16]) + headers + body(4, chat, True) + step(5, b"other") + step(decide) + response)
+        write(folder, f"refused_{mode}", bytes([2]) + headers + body(4, chat, True) + step(refuse, b"no"))
+        write(folder, f"trailers_{mode}", bytes([96]) + headers + body(4, chat, False) + step(0, field(6, b"")) + step(decide)
+              + response + step(0, field(7, b"")))
+        write(folder, f"evicted_{mode}", bytes([1]) + served + step(evict))
+
+
 def main():
     golden, corpus = map(pathlib.Path, sys.argv[1:3])
     vectors = json.loads((golden / "kv_events.json").read_text())
@@ -79,6 +132,8 @@ def main():
     publisher_stream(corpus / "fuzz_publisher_stream")
     session_cookie(corpus / "fuzz_session_cookie")
     prometheus_text(corpus / "fuzz_prometheus_text")
+    openai_request(corpus / "fuzz_openai_request")
+    ext_proc_stream(corpus / "fuzz_ext_proc_stream")
 
 
 if __name__ == "__main__":

@@ -16,12 +16,17 @@ case $way in
     cmake -S . -B build -DCMAKE_PREFIX_PATH="$work/prefix" -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_COMPILER="$CXX"
     cmake --build build
     build/consumer
+    if [ -x build/gateway ]; then build/gateway; fi
     ;;
   pkg-config)
     export PKG_CONFIG_PATH="$work/prefix/$libdir/pkgconfig"
     pkg-config --print-errors --exists llmd-core
     make
     LD_LIBRARY_PATH="$work/prefix/$libdir" ./consumer
+    if pkg-config --exists llmd-gateway; then
+      make gateway
+      LD_LIBRARY_PATH="$work/prefix/$libdir" ./gateway
+    fi
     ;;
 esac
 if grep -rlF -e "$build" "$work/prefix/$libdir/cmake" "$work/prefix/$libdir/pkgconfig"; then

@@ -101,12 +101,13 @@ class PluginUnderTest {
       return;
     }
     const PluginSpec spec{.name = type, .type = type, .parameters = parameters};
-    PluginEnvironment environment{resources,
-                                  layout,
-                                  states,
-                                  compatibility,
-                                  [](std::string_view) { return absl::NotFoundError("no other plugin here"); },
-                                  [](std::string) {}};
+    PluginEnvironment environment{
+        resources,
+        layout,
+        states,
+        compatibility,
+        [](std::string_view) { return absl::NotFoundError("no other plugin here"); },
+        [](std::string) {}};
     PluginBuilder builder(spec, environment);
     absl::StatusOr<std::unique_ptr<Plugin>> made = entry->factory(builder);
     status = made.status();

@@ -66,7 +66,7 @@ std::string Text(const DecisionStudy& study, const std::string& path) {
     absl::StrAppendFormat(&out, "%-16s %s\n", figures.policy, figures.description);
     if (!figures.missing.empty()) {
       absl::StrAppend(&out, "  the log has no ", absl::StrJoin(figures.missing, ", "),
-                      ": it decides without\n");
+                      ": asked anew, without what was learned then\n");
     }
     if (figures.from_record + figures.without_memory > 0) {
       absl::StrAppend(&out, "  plugins that remember: ", WithCommas(figures.from_record),

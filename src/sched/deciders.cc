@@ -79,7 +79,7 @@ std::string_view StringField(const Value& parameters, std::string_view field) {
 // warning when others could be meant. A name other than the approximate producer's is never dropped in
 // silence.
 std::string DefaultProducer(PluginBuilder& builder) {
-  const std::string approximate(kApproxProducerType);
+  std::string approximate(kApproxProducerType);
   if (builder.config() == nullptr || builder.compatibility().decider_reads_default_producer)
     return approximate;
   std::vector<std::string> producers;

@@ -234,6 +234,7 @@ Outcome TestBed::DecideAmong(const std::vector<std::string>& candidates, const T
                              std::uint64_t seed) {
   impl_->Materialize();
   std::vector<Position> positions;
+  positions.reserve(candidates.size());
   for (const std::string& name : candidates) positions.push_back(*impl_->pool.Find(impl_->Get(name).handle));
   std::sort(positions.begin(), positions.end());
   return impl_->Run(impl_->Current(), request, std::move(positions), seed, true);

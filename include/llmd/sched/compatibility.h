@@ -25,8 +25,8 @@ struct Compatibility {
   // An endpoint whose metrics are stale counts as full in a saturation, so that a scrape that fails
   // everywhere stops all traffic.
   bool stale_is_saturated = false;
-  // Of a metric's series that differ in the data-parallel rank alone, the first counts instead of their sum or
-  // mean.
+  // Of a metric's series that differ in the data-parallel rank alone, the first counts instead of their sum
+  // or mean.
   bool first_rank_alone = false;
 
   static Compatibility LlmD();

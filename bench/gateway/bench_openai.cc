@@ -22,7 +22,7 @@
 #include "llmd/base/random.h"
 #include "llmd/gateway/ext_proc_stream.h"
 #include "llmd/gateway/openai_request.h"
-#include "tests/events/counting_allocator.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::gateway {
 namespace {
@@ -81,9 +81,9 @@ void RunParse(const bench::Reporter& reporter, const std::string& name, const st
     bench::KeepAlive(request.text.data());
   };
   const double ns = NsPerCall(parse);
-  const std::size_t before = events::AllocationCount();
+  const std::size_t before = AllocationCount();
   parse();
-  const std::size_t allocations = events::AllocationCount() - before;
+  const std::size_t allocations = AllocationCount() - before;
   std::size_t copied = 4 * request.tokens.size();
   for (const std::string_view piece : request.text) {
     const bool view = piece.data() >= body.data() && piece.data() < body.data() + body.size();

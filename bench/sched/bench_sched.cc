@@ -21,10 +21,9 @@
 #include "bench/bench_util.h"
 #include "bench/sched/fleet.h"
 #include "llmd/base/random.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::sched {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -75,14 +74,14 @@ void Measure(const bench::Reporter& reporter, const std::string& name, const Fle
     samples.reserve(static_cast<std::size_t>(effort.decisions));
     std::size_t before = 0;
     for (int i = -effort.warm_up; i < effort.decisions; ++i) {
-      if (i == 0) before = allocations;
+      if (i == 0) before = AllocationCount();
       const Prompt& prompt = fleet.prompts[random.Below(fleet.prompts.size())];
       const std::int64_t start = bench::NowNs();
       decide(prompt, static_cast<std::uint64_t>(i));
       const std::int64_t end = bench::NowNs();
       if (i >= 0) samples.push_back(static_cast<double>(end - start));
     }
-    allocated.push_back(static_cast<double>(allocations - before) / effort.decisions);
+    allocated.push_back(static_cast<double>(AllocationCount() - before) / effort.decisions);
     p50.push_back(bench::Quantile(samples, 0.5));
     p99.push_back(bench::Quantile(samples, 0.99));
   }

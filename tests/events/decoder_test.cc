@@ -4,8 +4,8 @@
 #include "gmock/gmock.h"
 #include "llmd/events/encoder.h"
 #include "src/events/msgpack_writer.h"
-#include "tests/events/counting_allocator.h"
 #include "tests/events/events_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::events {
 namespace {

@@ -4,7 +4,7 @@
 #include <string>
 
 #include "llmd/gateway/openai_request.h"
-#include "tests/events/counting_allocator.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::gateway {
 namespace {
@@ -23,9 +23,9 @@ TEST(Allocation, NoneOnceWarm) {
   OpenAiRequest request;
   for (int round = 0; round < 3; ++round) {
     for (const auto& [api, body] : bodies) {
-      const std::size_t before = events::AllocationCount();
+      const std::size_t before = AllocationCount();
       ASSERT_TRUE(parser.Parse(api, body, request).ok());
-      const std::size_t made = events::AllocationCount() - before;
+      const std::size_t made = AllocationCount() - before;
       EXPECT_TRUE(round == 0 || made == 0) << made << " for " << body;
     }
   }

@@ -11,10 +11,9 @@
 #include "llmd/gateway/request_hash.h"
 #include "llmd/gateway/ring_hash.h"
 #include "llmd/gateway/session_id.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::gateway {
-
-extern std::size_t allocations;
 
 namespace {
 
@@ -27,7 +26,7 @@ TEST(Allocations, Picks) {
   const std::vector<std::uint32_t> active(20, 50);
   std::vector<std::uint32_t> scratch(20);
   Random random(1);
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   std::uint32_t sum = 0;
   for (int i = 0; i < 1000; ++i) {
     const std::uint64_t bits = random.Next();
@@ -36,7 +35,7 @@ TEST(Allocations, Picks) {
     sum += ring->Pick(hash) + maglev->Pick(hash, 1);
     sum += bounded->Pick(ring->Pick(hash), hash, active, 3, scratch);
   }
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_GT(sum, 0u);
 }
 
@@ -48,9 +47,9 @@ TEST(Allocations, Sessions) {
                                             {"session-id", "b"}};
   std::string scratch;
   ASSERT_TRUE(reader->Read(repeated, scratch).found());
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   bool found = reader->Read(cookie, scratch).found() && reader->Read(repeated, scratch).found();
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_TRUE(found);
 }
 
@@ -71,9 +70,9 @@ TEST(Allocations, MetricsPages) {
   MetricsReport report;
   ASSERT_TRUE(reader.Read(page, absl::FromUnixSeconds(1), metrics, attributes, report).ok());
   ASSERT_EQ(report.problems.size(), 1u);  // the cache's use
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   const bool ok = reader.Read(page, absl::FromUnixSeconds(2), metrics, attributes, report).ok();
-  EXPECT_EQ(allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_TRUE(ok);
   EXPECT_EQ(metrics.waiting_requests.value, 8);
   EXPECT_EQ(metrics.adapters.at, absl::FromUnixSeconds(2));

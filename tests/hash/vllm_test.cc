@@ -9,10 +9,9 @@
 #include <nlohmann/json.hpp>
 
 #include "tests/hash/reference.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::hash {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -255,9 +254,9 @@ TEST(Vllm, HashingDoesNotAllocateOnceWarm) {
       for (const TokenId& token : tokens) chain.Extend({&token, 1});
     };
     run();
-    const std::size_t before = allocations;
+    const std::size_t before = AllocationCount();
     run();
-    EXPECT_EQ(allocations, before);
+    EXPECT_EQ(AllocationCount(), before);
     EXPECT_TRUE(std::ranges::equal(chain.digests(), digests));
     EXPECT_EQ(chain.keys().back(), digests.back().low64());
   }

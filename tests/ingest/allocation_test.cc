@@ -3,8 +3,8 @@
 #include <vector>
 
 #include "gtest/gtest.h"
-#include "tests/events/counting_allocator.h"
 #include "tests/ingest/ingest_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::ingest {
 namespace {
@@ -47,9 +47,9 @@ TEST_F(IngestTest, EventsDoNotAllocateWhenWarm) {
   };
   apply_all();
   apply_all();
-  const std::size_t before = events::AllocationCount();
+  const std::size_t before = AllocationCount();
   for (int round = 0; round < 10; ++round) apply_all();
-  EXPECT_EQ(events::AllocationCount(), before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_EQ(counters().stored_blocks, 12 * kChains * 8);
   EXPECT_EQ(counters().tier_updates, 12 * kChains * 4);
 }

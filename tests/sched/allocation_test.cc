@@ -3,10 +3,9 @@
 
 #include "llmd/sched/decision_record.h"
 #include "tests/sched/sched_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::sched {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -49,11 +48,11 @@ TEST(Allocation, NoneOnceWarm) {
         .ok();
   };
   ASSERT_TRUE(decide(0, &explanation));
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   ASSERT_GT(before, 0u);
   bool ok = true;
   for (std::uint64_t seed = 1; seed < 100; ++seed) ok &= decide(seed, seed % 2 ? &explanation : nullptr);
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
 }
@@ -103,9 +102,9 @@ TEST(Allocation, NoneInThreeStagesWithAdmission) {
     for (const ProfileResult& result : decision.profiles) ok &= result.state == ProfileState::kDone;
   };
   decide(0);
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   for (std::uint64_t seed = 1; seed < 100; ++seed) decide(seed);
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
 }
@@ -153,9 +152,9 @@ TEST(Allocation, RecordsNeedNoneOnceWarm) {
   };
   decide(0);
   decide(1);
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   for (std::uint64_t seed = 2; seed < 100; ++seed) decide(seed);
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
 }

@@ -2,10 +2,9 @@
 #include <cstddef>
 
 #include "tests/sched/flow_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::sched {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -47,10 +46,10 @@ TEST_P(FlowAllocation, NoneOnceWarm) {
     outcomes.clear();
   };
   for (int i = 0; i < 20; ++i) round();
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   ASSERT_GT(before, 0u);
   for (int i = 0; i < 20; ++i) round();
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
   for (const FlowOutcome::Kind kind :

@@ -6,10 +6,9 @@
 #include "llmd/sched/latency.h"
 #include "llmd/sched/peer_endpoint.h"
 #include "tests/sched/sched_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::sched {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -145,9 +144,9 @@ TEST(ScorersAllocation, NoneOnceWarm) {
   EXPECT_EQ(explanation.profiles[0].scorers.size(), 11u);
   EXPECT_FALSE(explanation.profiles[0].drops.empty());
   EXPECT_GT(decision.primary_result().scored.size(), 1u);
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   for (std::uint64_t seed = 100; seed < 200; ++seed) ok &= decide(seed, nullptr);
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
 }

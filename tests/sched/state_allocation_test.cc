@@ -3,10 +3,9 @@
 #include <cstddef>
 
 #include "tests/sched/sched_test_util.h"
+#include "tests/support/allocation_count.h"
 
 namespace llmd::sched {
-
-extern std::size_t allocations;  // counting_new.cc
 
 namespace {
 
@@ -75,11 +74,11 @@ TEST(StateAllocation, NoneOnceWarm) {
                     .ok());
   }
   ASSERT_TRUE(decide(10));
-  const std::size_t before = allocations;
+  const std::size_t before = AllocationCount();
   ASSERT_GT(before, 0u);
   bool ok = true;
   for (std::uint64_t seed = 11; seed < 100; ++seed) ok &= decide(seed);
-  const std::size_t during = allocations - before;
+  const std::size_t during = AllocationCount() - before;
   EXPECT_TRUE(ok);
   EXPECT_EQ(during, 0u);
 }

@@ -1,25 +1,11 @@
 // A pool in its steady state takes no memory from the system: admission, decode, preemption, eviction,
 // events, encoding.
-#include <cstdlib>
-#include <new>
 #include <vector>
 
 #include "gtest/gtest.h"
 #include "llmd/worker/event_writer.h"
+#include "tests/support/allocation_count.h"
 #include "tests/worker/test_requests.h"
-
-namespace {
-std::size_t g_allocations = 0;
-}  // namespace
-
-// Not inlined: compilers warn of malloc and free meeting new and delete.
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++g_allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* memory) noexcept { std::free(memory); }
-[[gnu::noinline]] void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
 
 namespace llmd::worker {
 namespace {
@@ -57,9 +43,9 @@ TEST(Allocation, NoneInTheSteadyState) {
   for (int i = 0; i < 5; ++i) round();
   ASSERT_TRUE(fine);
   ASSERT_GT(kv.pool().stats().blocks_evicted, 0);
-  const std::size_t before = g_allocations;
+  const std::size_t before = AllocationCount();
   for (int i = 0; i < 20; ++i) round();
-  EXPECT_EQ(g_allocations, before);
+  EXPECT_EQ(AllocationCount(), before);
   EXPECT_TRUE(fine);
 }
 

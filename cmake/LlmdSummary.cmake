@@ -21,3 +21,8 @@ foreach(_optional gateway:src/gateway transfer:src/transfer cuda:cuda python:pyt
     message(STATUS "  without ${_name}: ${_why}this version has no ${_folder}/")
   endif()
 endforeach()
+
+get_property(_why GLOBAL PROPERTY LLMD_WITHOUT_hosts)
+if(_why)
+  message(STATUS "  without the gateway host and its companions: ${_why}")
+endif()

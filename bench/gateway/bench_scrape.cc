@@ -2,7 +2,8 @@
 //
 // The pages come from a process of its own, which answers with one write; each endpoint is an address of
 // 127.0.0.0/8 at one port. Measured after a second of warm-up:
-//   e100_vllm_40k       a page of vLLM, cut to 40 KB; e100_vllm_full: all of it; e100_sim_12k: 12 KB of it
+//   e100_vllm_40k       a page of vLLM, cut to 40 KB; e100_vllm_full: all of it; e100_sim_12k: 12 KB of it;
+//   e100_vllm_40k_hang200   beside 200 more endpoints that accept a connection and never answer
 //     core_share          processor time of the whole process (getrusage) by wall time
 //     us_per_scrape       processor time by scrapes
 //     scrapes_per_s, publications_per_s, connections (opened in all), failed
@@ -77,7 +78,12 @@ struct PageServer {
   }
 }
 
-PageServer StartServer(const std::string& page) {
+struct Listener {
+  int fd = -1;
+  std::uint16_t port = 0;
+};
+
+Listener Listen() {
   const int listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   sockaddr_in address{};
   address.sin_family = AF_INET;
@@ -88,14 +94,19 @@ PageServer StartServer(const std::string& page) {
     std::perror("bench_scrape: listen");
     std::exit(1);
   }
+  return {listener, ntohs(address.sin_port)};
+}
+
+PageServer StartServer(const std::string& page) {
+  const Listener listener = Listen();
   const std::string answer = absl::StrCat(
       "HTTP/1.1 200 OK\r\ndate: Mon, 03 Aug 2026 09:00:00 GMT\r\nserver: uvicorn\r\n"
       "content-type: text/plain; version=0.0.4; charset=utf-8\r\ncontent-length: ",
       page.size(), "\r\n\r\n", page);
   const pid_t child = fork();
-  if (child == 0) Serve(listener, answer);
-  close(listener);
-  return {child, ntohs(address.sin_port)};
+  if (child == 0) Serve(listener.fd, answer);
+  close(listener.fd);
+  return {child, listener.port};
 }
 
 double CpuSeconds() {
@@ -108,15 +119,16 @@ double CpuSeconds() {
 }
 
 void Run(const bench::Reporter& reporter, const std::string& name, const std::string& page, int endpoints,
-         int interval_ms, double seconds) {
+         int hanging, int interval_ms, double seconds) {
   const PageServer server = StartServer(page);
+  const Listener silent = Listen();  // the system accepts, nobody reads
   {
     PoolStore pool;
     std::vector<sched::EndpointMetadata> all;
-    for (int i = 0; i < endpoints; ++i) {
+    for (int i = 0; i < endpoints + hanging; ++i) {
       all.push_back({.name = absl::StrCat("pod-", i),
                      .address = absl::StrCat("127.0.", 1 + i / 250, ".", 1 + i % 250),
-                     .port = server.port,
+                     .port = i < endpoints ? server.port : silent.port,
                      .labels = {{"app", "vllm"}, {"llm-d.ai/role", "decode"}}});
     }
     if (!pool.SetEndpoints(all).ok()) std::exit(1);
@@ -133,7 +145,8 @@ void Run(const bench::Reporter& reporter, const std::string& name, const std::st
       const PoolStore::Snapshot now = pool.snapshot();
       const absl::Time time = absl::Now();
       for (const sched::Endpoint& endpoint : now->endpoints()) {
-        ages.push_back(absl::ToDoubleMilliseconds(time - endpoint.metrics.waiting_requests.at));
+        if (endpoint.metadata().port == server.port)
+          ages.push_back(absl::ToDoubleMilliseconds(time - endpoint.metrics.waiting_requests.at));
       }
     }
     const double wall = static_cast<double>(bench::NowNs() - start) * 1e-9;
@@ -148,13 +161,14 @@ void Run(const bench::Reporter& reporter, const std::string& name, const std::st
                     static_cast<double>(after.publications - before.publications) / wall, "1/s", true);
     reporter.Report(name, "connections", static_cast<double>(after.connections), "connections", true);
     reporter.Report(name, "failed",
-                    static_cast<double>(after.poll_errors() + after.extract_errors() - before.poll_errors() -
-                                        before.extract_errors()),
-                    "errors", true);
+                    static_cast<double>(after.poll_errors() + after.refused_pages - before.poll_errors() -
+                                        before.refused_pages),
+                    "scrapes", true);
     reporter.Report(name, "age_p50_ms", bench::Quantile(ages, 0.5), "ms", true);
     reporter.Report(name, "age_max_ms", ages.empty() ? 0 : *std::max_element(ages.begin(), ages.end()), "ms",
                     true);
   }
+  close(silent.fd);
   kill(server.process, SIGKILL);
   waitpid(server.process, nullptr, 0);
 }
@@ -189,8 +203,10 @@ int main(int argc, char** argv) {
   const std::string page = llmd::bench::VllmPage();
   const std::string prefix = absl::StrCat("e", endpoints, "_");
   using llmd::host::Run;
-  Run(reporter, prefix + "vllm_40k", llmd::host::Cut(page, 40'000), endpoints, interval_ms, seconds);
-  Run(reporter, prefix + "vllm_full", page, endpoints, interval_ms, seconds);
-  Run(reporter, prefix + "sim_12k", llmd::host::Cut(page, 12'000), endpoints, interval_ms, seconds);
+  Run(reporter, prefix + "vllm_40k", llmd::host::Cut(page, 40'000), endpoints, 0, interval_ms, seconds);
+  Run(reporter, prefix + "vllm_full", page, endpoints, 0, interval_ms, seconds);
+  Run(reporter, prefix + "sim_12k", llmd::host::Cut(page, 12'000), endpoints, 0, interval_ms, seconds);
+  Run(reporter, prefix + "vllm_40k_hang200", llmd::host::Cut(page, 40'000), endpoints, 200, interval_ms,
+      seconds);
   return 0;
 }

@@ -118,7 +118,6 @@ class CurlLoop::Impl {
   using Work = std::function<void(bool stopping)>;
 
   struct Transfer {
-    Impl* loop = nullptr;
     CURL* easy = nullptr;
     curl_slist* headers = nullptr;
     Id id = 0;
@@ -126,6 +125,7 @@ class CurlLoop::Impl {
     Done done = nullptr;
     FetchResult result = {};
     bool too_long = false;
+    bool plain = true;  // the handle has no option of this request but URL and time
   };
 
   struct Timer {
@@ -285,7 +285,8 @@ class CurlLoop::Impl {
       transfer = spare_.back();
       spare_.pop_back();
     } else {
-      transfer = new Transfer{.loop = this, .easy = curl_easy_init()};
+      transfer = new Transfer{.easy = curl_easy_init()};
+      SetUp(transfer);
     }
     transfer->id = id;
     transfer->request = std::move(request);
@@ -299,24 +300,17 @@ class CurlLoop::Impl {
     curl_multi_add_handle(multi_, transfer->easy);
   }
 
-  // False when curl refuses an option.
-  bool Prepare(Transfer* transfer) {
-    CURL* easy = transfer->easy;
-    const FetchRequest& request = transfer->request;
-    bool good = true;
-    const auto set = [&](CURLoption option, auto value) {
-      good = curl_easy_setopt(easy, option, value) == CURLE_OK && good;
-    };
+  // What all requests have in common; it stays with a handle for as long as it makes plain requests.
+  void SetUp(Transfer* transfer) {
+    const auto set = [&](CURLoption option, auto value) { curl_easy_setopt(transfer->easy, option, value); };
     set(CURLOPT_PRIVATE, transfer);
-    set(CURLOPT_URL, request.url.c_str());
     set(CURLOPT_PROTOCOLS_STR, "http,https");
     set(CURLOPT_PROXY, "");
+    set(CURLOPT_NOPROXY, "*");  // spares curl looking into the environment
     set(CURLOPT_NOSIGNAL, 1L);
     set(CURLOPT_HTTP_VERSION, static_cast<long>(CURL_HTTP_VERSION_1_1));
     set(CURLOPT_BUFFERSIZE, kReceiveBytes);
-    set(CURLOPT_TCP_NODELAY, 1L);
     set(CURLOPT_MAXAGE_CONN, max_idle_age_);
-    set(CURLOPT_TIMEOUT_MS, static_cast<long>(std::max<std::int64_t>(request.timeout.count(), 1)));
     set(CURLOPT_WRITEFUNCTION, &Impl::OnData);
     set(CURLOPT_WRITEDATA, transfer);
     set(CURLOPT_HEADERFUNCTION, &Impl::OnHeader);
@@ -325,7 +319,20 @@ class CurlLoop::Impl {
     set(CURLOPT_OPENSOCKETDATA, this);
     set(CURLOPT_CLOSESOCKETFUNCTION, &Impl::OnClose);
     set(CURLOPT_CLOSESOCKETDATA, this);
+    transfer->plain = true;
+  }
+
+  // False when curl refuses an option.
+  bool Prepare(Transfer* transfer) {
+    const FetchRequest& request = transfer->request;
+    bool good = true;
+    const auto set = [&](CURLoption option, auto value) {
+      good = curl_easy_setopt(transfer->easy, option, value) == CURLE_OK && good;
+    };
+    set(CURLOPT_URL, request.url.c_str());
+    set(CURLOPT_TIMEOUT_MS, static_cast<long>(std::max<std::int64_t>(request.timeout.count(), 1)));
     if (request.body != nullptr) {
+      transfer->plain = false;
       set(CURLOPT_POST, 1L);
       set(CURLOPT_POSTFIELDS, request.body->data());
       set(CURLOPT_POSTFIELDSIZE_LARGE, static_cast<curl_off_t>(request.body->size()));
@@ -337,8 +344,12 @@ class CurlLoop::Impl {
         return false;
       good = Append(transfer, absl::StrCat(name, value.empty() ? ";" : ": ", value)) && good;
     }
-    if (transfer->headers != nullptr) set(CURLOPT_HTTPHEADER, transfer->headers);
-    if (request.url.starts_with("https")) {
+    if (transfer->headers != nullptr) {
+      transfer->plain = false;
+      set(CURLOPT_HTTPHEADER, transfer->headers);
+    }
+    if (!request.url.starts_with("http://")) {
+      transfer->plain = false;
       set(CURLOPT_SSL_VERIFYPEER, request.tls.verify ? 1L : 0L);
       set(CURLOPT_SSL_VERIFYHOST, request.tls.verify ? 2L : 0L);
       if (!request.tls.ca_file.empty()) set(CURLOPT_CAINFO, request.tls.ca_file.c_str());
@@ -377,9 +388,12 @@ class CurlLoop::Impl {
     const Done done = std::move(transfer->done);
     transfer->done = nullptr;
     done(transfer->result);
-    curl_easy_reset(transfer->easy);
-    curl_slist_free_all(transfer->headers);
-    transfer->headers = nullptr;
+    if (!transfer->plain) {
+      curl_easy_reset(transfer->easy);
+      curl_slist_free_all(transfer->headers);
+      transfer->headers = nullptr;
+      SetUp(transfer);
+    }
     transfer->request = {};
     transfer->too_long = false;
     std::string body = std::move(transfer->result.body);

@@ -331,6 +331,8 @@ class CurlLoop::Impl {
     };
     set(CURLOPT_URL, request.url.c_str());
     set(CURLOPT_TIMEOUT_MS, static_cast<long>(std::max<std::int64_t>(request.timeout.count(), 1)));
+    set(CURLOPT_CONNECTTIMEOUT_MS,
+        static_cast<long>(std::max<std::int64_t>(request.connect_timeout.count(), 1)));
     if (request.body != nullptr) {
       transfer->plain = false;
       set(CURLOPT_POST, 1L);

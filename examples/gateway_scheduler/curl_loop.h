@@ -45,6 +45,7 @@ struct FetchRequest {
   std::shared_ptr<const std::string> body = nullptr;
   http::Headers headers = {};
   std::chrono::milliseconds timeout{1000};  // from start to end
+  std::chrono::milliseconds connect_timeout{1000};
   std::size_t max_body_bytes = std::size_t{16} << 20;
   FetchTls tls = {};
 };

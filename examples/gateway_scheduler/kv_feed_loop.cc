@@ -55,6 +55,7 @@ class KvFeedLoop::Subscriber final : public PollSource {
       }
     }
     loop_.batch_.Release();
+    loop_.TickSoonFor(*publisher_, now);
     return more;
   }
 
@@ -360,6 +361,7 @@ void KvFeedLoop::OnVisit(absl::Time now, const FramedMessage& message) {
       visitor->publisher->OnConnected(now);
     }
     visitor->publisher->OnLive(now, *live);
+    TickSoonFor(*visitor->publisher, now);
   } else if (heard) {
     ++sums_.second_source;
   } else if (!decoded) {
@@ -386,6 +388,10 @@ void KvFeedLoop::ForEachPublisher(
       visit(subscriber->publisher(), subscriber->address());
     for (const auto& [rank, visitor] : endpoint->visitors) visit(*visitor.publisher, none);
   }
+}
+
+void KvFeedLoop::TickSoonFor(const KvPublisher& publisher, absl::Time now) {
+  if (publisher.busy()) next_tick_ = std::min(next_tick_, now + kBusyTick);
 }
 
 void KvFeedLoop::Tick(absl::Time now) {

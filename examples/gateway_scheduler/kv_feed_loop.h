@@ -79,6 +79,7 @@ class KvFeedLoop {
   Visitor* VisitorOf(Endpoint& endpoint, const FramedMessage& message);
   // The publishers leave index and pool, their figures stay in the sums.
   void Retire(const std::vector<KvPublisher*>& publishers);
+  void TickSoonFor(const KvPublisher& publisher, absl::Time now);
   void Tick(absl::Time now);
   // `address` of the publisher's events; empty: it connects to us.
   void ForEachPublisher(absl::FunctionRef<void(KvPublisher&, const std::string& address)> visit) const;

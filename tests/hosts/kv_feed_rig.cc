@@ -57,6 +57,7 @@ Tokens MakePrompt(std::uint32_t seed, std::size_t blocks, std::size_t shared) {
 TestPublisher::TestPublisher(const Options& options)
     : options_(options), pub_(context_, zmq::socket_type::xpub), router_(context_, zmq::socket_type::router) {
   pub_.set(zmq::sockopt::linger, 0);
+  pub_.set(zmq::sockopt::xpub_verbose, true);
   pub_.set(zmq::sockopt::sndhwm, 100000);
   router_.set(zmq::sockopt::linger, 0);
   router_.set(zmq::sockopt::sndhwm, 0);
@@ -81,8 +82,10 @@ TestPublisher::~TestPublisher() {
 
 void TestPublisher::AwaitSubscriber() {
   pub_.set(zmq::sockopt::rcvtimeo, 20000);
-  zmq::message_t message;
-  ASSERT_TRUE(pub_.recv(message)) << "nobody subscribed";
+  for (zmq::message_t message;;) {
+    ASSERT_TRUE(pub_.recv(message)) << "nobody subscribed";
+    if (message.size() > 0 && *message.data<char>() == 1) return;  // else somebody left
+  }
 }
 
 void TestPublisher::Publish(std::vector<std::byte> payload, bool lost) {

@@ -46,7 +46,10 @@ class KvFeedLoop::Subscriber final : public PollSource {
 
   bool OnReady(absl::Time now) override {
     const bool more = loop_.batch_.Fill(socket_);
-    for (ConnectionEvent event; socket_.ReceiveEvent(event);) loop_.OnConnectionEvent(now, event, *this);
+    for (ConnectionEvent event; socket_.ReceiveEvent(event);) {
+      last_event_ = now;
+      loop_.OnConnectionEvent(now, event, *this);
+    }
     for (const FramedMessage& framed : loop_.batch_.messages()) {
       if (const auto message = events::ParseLiveMessage(framed.frames()); message.ok()) {
         publisher_->OnLive(now, *message);
@@ -59,6 +62,17 @@ class KvFeedLoop::Subscriber final : public PollSource {
     return more;
   }
 
+  void Tick(absl::Time now) {
+    publisher_->Tick(now);
+    if (publisher_->connected() || now - last_event_ < 2 * loop_.options_.max_reconnect_interval) return;
+    last_event_ = now;
+    try {
+      socket_.Reconnect(address_);
+    } catch (const zmq::error_t&) {
+      ++loop_.sums_.socket_errors;
+    }
+  }
+
   Endpoint& endpoint() { return endpoint_; }
   KvPublisher& publisher() { return *publisher_; }
   const std::string& address() const { return address_; }
@@ -69,6 +83,7 @@ class KvFeedLoop::Subscriber final : public PollSource {
   std::unique_ptr<KvPublisher> publisher_;
   const std::string address_;
   LiveSocket socket_;
+  absl::Time last_event_ = absl::Now();
   std::vector<int> watched_;
 };
 
@@ -288,6 +303,8 @@ void KvFeedLoop::OnConnectionEvent(absl::Time now, const ConnectionEvent& event,
     case ConnectionEvent::Kind::kFailed:
       ++sums_.socket_errors;
       break;
+    case ConnectionEvent::Kind::kTrying:
+      break;
   }
 }
 
@@ -396,10 +413,16 @@ void KvFeedLoop::TickSoonFor(const KvPublisher& publisher, absl::Time now) {
 
 void KvFeedLoop::Tick(absl::Time now) {
   bool busy = replays_.running() > 0;
-  ForEachPublisher([&](KvPublisher& publisher, const std::string&) {
-    publisher.Tick(now);
-    busy |= publisher.busy();
-  });
+  for (const auto& [id, endpoint] : endpoints_) {
+    for (const auto& subscriber : endpoint->subscribers) {
+      subscriber->Tick(now);
+      busy |= subscriber->publisher().busy();
+    }
+    for (const auto& [rank, visitor] : endpoint->visitors) {
+      visitor.publisher->Tick(now);
+      busy |= visitor.publisher->busy();
+    }
+  }
   next_tick_ = now + (busy ? kBusyTick : kIdleTick);
 }
 

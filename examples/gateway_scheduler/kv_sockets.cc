@@ -130,7 +130,8 @@ LiveSocket::LiveSocket(zmq::context_t& context, const SocketSettings& settings,
   socket_.set(zmq::sockopt::subscribe, topic_filter);
   const std::string address = "inproc://llmd-kv-monitor-" + std::to_string(++monitors);
   if (zmq_socket_monitor(socket_.handle(), address.c_str(),
-                         ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
+                         ZMQ_EVENT_CONNECT_DELAYED | ZMQ_EVENT_CONNECT_RETRIED |
+                             ZMQ_EVENT_HANDSHAKE_SUCCEEDED | ZMQ_EVENT_DISCONNECTED |
                              ZMQ_EVENT_HANDSHAKE_FAILED_NO_DETAIL | ZMQ_EVENT_HANDSHAKE_FAILED_PROTOCOL |
                              ZMQ_EVENT_HANDSHAKE_FAILED_AUTH) != 0) {
     throw zmq::error_t();
@@ -145,6 +146,15 @@ LiveSocket::~LiveSocket() {
 }
 
 void LiveSocket::Connect(const std::string& address) { socket_.connect(address); }
+
+void LiveSocket::Reconnect(const std::string& address) {
+  try {
+    socket_.disconnect(address);
+  } catch (const zmq::error_t&) {
+    // There was nothing left to disconnect.
+  }
+  socket_.connect(address);
+}
 
 std::string LiveSocket::Bind(const std::string& address) {
   socket_.bind(address);
@@ -164,6 +174,10 @@ bool LiveSocket::ReceiveEvent(ConnectionEvent& event) {
       break;
     case ZMQ_EVENT_DISCONNECTED:
       event = {ConnectionEvent::Kind::kDown, value};
+      break;
+    case ZMQ_EVENT_CONNECT_DELAYED:
+    case ZMQ_EVENT_CONNECT_RETRIED:
+      event = {ConnectionEvent::Kind::kTrying, -1};
       break;
     default:
       event = {ConnectionEvent::Kind::kFailed, -1};

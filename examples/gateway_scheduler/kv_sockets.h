@@ -86,7 +86,7 @@ class SocketPoller {
 };
 
 struct ConnectionEvent {
-  enum class Kind : std::uint8_t { kUp, kDown, kFailed };
+  enum class Kind : std::uint8_t { kUp, kDown, kFailed, kTrying };
   Kind kind;
   int connection = -1;  // descriptor, of kDown
 };
@@ -106,6 +106,8 @@ class LiveSocket {
   LiveSocket& operator=(const LiveSocket&) = delete;
 
   void Connect(const std::string& address);
+  // ZeroMQ connects again by itself after a loss, but not to a peer that broke the protocol.
+  void Reconnect(const std::string& address);
   // Returns the address with the port in use.
   std::string Bind(const std::string& address);
 

@@ -19,8 +19,15 @@ sched::EndpointMetadata At(std::string address, std::uint32_t rank, sched::Label
       .name = "e", .address = std::move(address), .port = 8000, .labels = std::move(labels), .rank = rank};
 }
 
+sched::PreciseOptions::KvEvents Ports(std::int64_t events, std::int64_t replay) {
+  sched::PreciseOptions::KvEvents options;
+  options.socket_port = events;
+  options.replay_socket_port = replay;
+  return options;
+}
+
 TEST(KvAddressesTest, PortPlusRank) {
-  const sched::PreciseOptions::KvEvents options{.socket_port = 5557, .replay_socket_port = 5657};
+  const auto options = Ports(5557, 5657);
   EXPECT_THAT(*KvAddressesOf(At("10.0.0.7", 0), options),
               ElementsAre(KvAddress{"tcp://10.0.0.7:5557", "tcp://10.0.0.7:5657"}));
   EXPECT_THAT(*KvAddressesOf(At("10.0.0.7", 3), options),
@@ -34,7 +41,7 @@ TEST(KvAddressesTest, NoReplayUnlessConfigured) {
 }
 
 TEST(KvAddressesTest, LabelsReplacePortsAsTheyAre) {
-  const sched::PreciseOptions::KvEvents options{.replay_socket_port = 5657};
+  const auto options = Ports(5557, 5657);
   EXPECT_THAT(*KvAddressesOf(At("h", 2, {{"llmd.ai/kv-events-port", "7001"}}), options),
               ElementsAre(KvAddress{"tcp://h:7001", "tcp://h:5659"}));
   EXPECT_THAT(*KvAddressesOf(At("h", 2, {{"llmd.ai/kv-replay-port", "0"}}), options),
@@ -54,7 +61,7 @@ TEST(KvAddressesTest, RefusalsNameLabelAndLimit) {
     const auto addresses = KvAddressesOf(At("h", 0, {{"llmd.ai/kv-events-port", text}}), {});
     EXPECT_THAT(std::string(addresses.status().message()), HasSubstr("llmd.ai/kv-events-port")) << text;
   }
-  EXPECT_THAT(std::string(KvAddressesOf(At("h", 10), {.socket_port = 65530}).status().message()),
+  EXPECT_THAT(std::string(KvAddressesOf(At("h", 10), Ports(65530, 0)).status().message()),
               HasSubstr("socketPort 65530 plus rank 10 is 65540"));
   EXPECT_THAT(
       std::string(

@@ -151,7 +151,12 @@ struct KubernetesConnection::State {
         exchange.reply.retry_after = absl::Seconds(seconds);
       }
     }
-    return size * count;
+    if (line == "\r\n" && *exchange.sink) {
+      long status = 0;
+      curl_easy_getinfo(exchange.state->easy, CURLINFO_RESPONSE_CODE, &status);
+      if (status == 200) exchange.error = (*exchange.sink)({});
+    }
+    return exchange.error.ok() ? size * count : 0;
   }
 
   void Configure(const std::string& url, const Limits& limits, curl_slist* headers, Exchange& exchange) {

@@ -51,7 +51,8 @@ class KubernetesConnection {
     std::string body = {};  // empty when it went to the sink
     std::optional<absl::Duration> retry_after = {};
   };
-  // Takes the body of a 200 as it comes; an error ends the request and is what Get() returns.
+  // Takes the body of a 200 as it comes, and nothing when it begins; an error ends the request and is what
+  // Get() returns.
   using Sink = std::function<absl::Status(std::string_view)>;
 
   explicit KubernetesConnection(KubernetesConfig config);

@@ -26,7 +26,7 @@ using nlohmann::json;
 constexpr int kMaxPages = 100'000;
 constexpr std::size_t kMaxVersion = 64;
 constexpr int kGone = 410;
-constexpr int kMaxResumes = 5;  // in a row without news; then the place to resume at may be what is wrong
+constexpr int kMaxFailedWatches = 5;  // in a row; then the place to go on at may be what is wrong
 constexpr absl::Duration kMaxRetryAfter = absl::Minutes(5);
 // A watch that ends sooner without news was no watch: the server has a problem.
 constexpr absl::Duration kShortWatch = absl::Seconds(1);
@@ -140,14 +140,15 @@ class Reflector::Impl {
         continue;
       }
       SetOk();
-      while (!stopped()) {
+      for (int failed = 0; !stopped() && failed < kMaxFailedWatches;) {
         const absl::Status status = Watch();
+        failed = status.ok() ? 0 : failed + 1;
         if (status.ok()) continue;
         Fail(status);
         // The network and a busy server do not invalidate what we know.
         const bool resume = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
                             absl::IsUnauthenticated(status);
-        if (!resume || failures_in_a_row_ >= kMaxResumes) break;
+        if (!resume) break;
       }
     }
   }
@@ -270,6 +271,7 @@ class Reflector::Impl {
 
   // Cuts the stream into lines, one event each. What is left at its end was cut off, and will come again.
   absl::Status Take(std::string_view piece) {
+    if (piece.empty()) SetOk();  // the server lets us watch, though nothing may happen for long
     while (!piece.empty()) {
       const std::size_t end = piece.find('\n');
       const std::string_view part = piece.substr(0, end);

@@ -52,7 +52,7 @@ Certificate Make(EVP_PKEY* key, const char* name, long serial) {
 
 struct TestAuthority::State {
   Key key{EVP_EC_gen("P-256"), &EVP_PKEY_free};
-  Certificate certificate{Make(key.get(), "test authority", 1), &X509_free};
+  Certificate certificate = Make(key.get(), "test authority", 1);
   long serial = 1;
 };
 

@@ -63,7 +63,6 @@ SchedulerFacts::SchedulerFacts(const sched::Scheduler& of) : scheduler(&of) {
     }
   }
   if (!prefill && !encode) disagg_handler.reset();
-  flow_control = config.feature_gates.flow_control;
   saturation_detector = config.flow_control.saturation_detector.empty()
                             ? "utilization-detector"
                             : config.flow_control.saturation_detector;

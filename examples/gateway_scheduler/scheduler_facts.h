@@ -34,7 +34,6 @@ struct SchedulerFacts {
   std::optional<PluginId> disagg_handler;      // with `prefill` or `encode`
   std::optional<std::size_t> prefill, encode;  // profiles
   std::vector<std::string> in_flight_producers;
-  bool flow_control = false;
   std::string saturation_detector;
   std::uint64_t max_queued_requests = 0;  // 0: no limit
   std::uint64_t max_queued_bytes = 0;

@@ -51,24 +51,32 @@ struct Single {
   Fan<T> fan;
 };
 
-// What a request's waiting in flow control came to; empty when it did not get there. (spec: gateway.md 3.3)
-std::string_view FlowOutcomeOf(const DecisionReport& report) {
-  if (report.status.ok() || report.deciding > absl::ZeroDuration()) return "Dispatched";
-  const bool waited = report.queued > absl::ZeroDuration();
-  switch (sched::GetDroppedReason(report.status)) {
-    case sched::DroppedReason::kNone:
-      return {};
-    case sched::DroppedReason::kSaturated:
-      return waited ? "EvictedOther" : "RejectedCapacity";
-    case sched::DroppedReason::kNoEndpoints:
-      return waited ? "EvictedNoEndpoints" : "RejectedNoEndpoints";
-    case sched::DroppedReason::kTtlExpired:
+// llm-d's word for it. (spec: gateway.md 3.3)
+std::string_view FlowOutcomeName(sched::FlowOutcome::Kind kind) {
+  using Kind = sched::FlowOutcome::Kind;
+  switch (kind) {
+    case Kind::kDispatched:
+      return "Dispatched";
+    case Kind::kRejectedCapacity:
+      return "RejectedCapacity";
+    case Kind::kRejectedNoEndpoints:
+      return "RejectedNoEndpoints";
+    case Kind::kRejectedShuttingDown:
+      return "RejectedOther";
+    case Kind::kEvictedTtl:
       return "EvictedTTL";
-    case sched::DroppedReason::kContextCancelled:
+    case Kind::kEvictedNoEndpoints:
+      return "EvictedNoEndpoints";
+    case Kind::kEvictedCancelled:
       return "EvictedContextCancelled";
     default:
-      return waited ? "EvictedOther" : "RejectedOther";
+      return "EvictedOther";
   }
+}
+
+// Whether the scheduler was asked.
+bool Scheduled(const DecisionReport& report) {
+  return !report.flow || *report.flow == sched::FlowOutcome::Kind::kDispatched;
 }
 
 double Seconds(absl::Duration duration) { return std::max(0.0, absl::ToDoubleSeconds(duration)); }
@@ -235,8 +243,7 @@ void Telemetry::Impl::ObservePrefix(const DecisionReport& report, const sched::E
 }
 
 void Telemetry::Impl::ObserveFlow(const DecisionReport& report, RequestSeries& series) {
-  const std::string_view outcome = FlowOutcomeOf(report);
-  if (outcome.empty()) return;
+  const std::string_view outcome = FlowOutcomeName(*report.flow);
   Increment(flow_requests.Find({}, {{"outcome", std::string(outcome)},
                                     {"priority", series.labels.priority},
                                     {"inference_pool", options.pool_name}}));
@@ -273,14 +280,14 @@ void Telemetry::OnDecision(const DecisionReport& report) {
       impl.attempts.With(*target, report.pool,
                          [&](Attempts& attempts) { attempts.Count(series.labels.target_model); });
     }
-  } else if (report.deciding > absl::ZeroDuration()) {
+  } else if (Scheduled(report)) {
     impl.failures.Count(series.labels.target_model);
   }
-  if (report.deciding > absl::ZeroDuration()) Observe(impl.scheduling.fan, Seconds(report.deciding));
+  if (Scheduled(report)) Observe(impl.scheduling.fan, Seconds(report.deciding));
 
   std::shared_ptr<Impl::Current> current = impl.CurrentOf(report.scheduler);
   if (current == nullptr) current = std::make_shared<Impl::Current>(report.scheduler);  // one on its way out
-  if (current->facts.flow_control) impl.ObserveFlow(report, series);
+  if (report.flow) impl.ObserveFlow(report, series);
   if (report.status.ok()) {
     impl.ObservePrefix(report, target, *current);
     impl.CountDisagg(report, current->facts, series.labels.target_model);
@@ -306,7 +313,7 @@ void Telemetry::OnFinished(const FinishReport& report) {
   RequestSeries& series = impl.requests.Find(report.request);
   const gateway::ResponseFacts& response = report.response;
   const gateway::Completion& completion = report.completion;
-  if (completion.routed) impl.requests.AddRunning(series, -1);
+  if (report.decided) impl.requests.AddRunning(series, -1);
 
   if (completion.refused_with != 0) {
     impl.requests.CountError(series, gateway::CodeWord(completion.refused_with));

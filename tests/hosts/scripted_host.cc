@@ -1,8 +1,11 @@
 #include "tests/hosts/scripted_host.h"
 
-#include "absl/log/check.h"
+#include <cstdlib>
+#include <iostream>
+
 #include "absl/strings/str_cat.h"
 #include "llmd/sched/config_file.h"
+#include "llmd/sched/prefix.h"
 
 namespace llmd::host {
 namespace {
@@ -11,9 +14,15 @@ sched::EndpointMetadata Metadata(const std::string& name, std::size_t index) {
   return {.name = name, .address = absl::StrCat("10.0.0.", index + 1), .port = 8000};
 }
 
+void Must(const absl::Status& status) {
+  if (status.ok()) return;
+  std::cerr << status << "\n";
+  std::abort();
+}
+
 template <typename T>
 T Must(absl::StatusOr<T> value) {
-  CHECK_OK(value.status());
+  Must(value.status());
   return *std::move(value);
 }
 
@@ -23,14 +32,18 @@ ScriptedHost::ScriptedHost(std::size_t endpoints, const std::string& yaml) {
   std::vector<std::string> names;
   for (std::size_t i = 0; i < endpoints; ++i) names.push_back(absl::StrCat("pod-", i));
   SetEndpoints(names);
-  scheduler = Must(sched::LoadScheduler(yaml, {.source = "test.yaml"}, sched::PluginRegistry::Builtin(),
-                                        {.states = states}));
+  exact = Must(index::PrefixIndex::Create({.max_bytes = 1 << 20, .max_holders = 16}));
+  approx = Must(index::ApproxIndex::Create({.max_bytes = 1 << 20, .max_holders = 16}));
+  const sched::Resources resources{
+      .prefix_sources = {sched::ExactIndex(*exact), sched::ApproximateIndex(*approx)}, .states = states};
+  scheduler =
+      Must(sched::LoadScheduler(yaml, {.source = "test.yaml"}, sched::PluginRegistry::Builtin(), resources));
 }
 
 void ScriptedHost::SetEndpoints(const std::vector<std::string>& names) {
   std::vector<sched::EndpointMetadata> all;
   for (std::size_t i = 0; i < names.size(); ++i) all.push_back(Metadata(names[i], i));
-  CHECK_OK(pool.SetEndpoints(all));
+  Must(pool.SetEndpoints(all));
 }
 
 void ScriptedHost::SetMetrics(std::size_t endpoint, std::int64_t waiting, std::int64_t running, double kv,
@@ -62,8 +75,10 @@ void ScriptedHost::Decide(Observer& observer, const Script& script) const {
   DecisionReport report{
       .request = request, .status = script.status, .pool = *snapshot, .scheduler = *scheduler};
   report.queued = script.queued;
+  report.flow = script.flow;
   report.now = kStart + script.queued + absl::Milliseconds(1);
   report.prompt_tokens = 64;
+  report.deciding = absl::Microseconds(150);
   sched::Decision decision;
   if (script.status.ok()) {
     const std::vector<std::string>& profiles = scheduler->profiles();
@@ -83,7 +98,6 @@ void ScriptedHost::Decide(Observer& observer, const Script& script) const {
     report.endpoint = (*snapshot)[decision.target()].host_port();
     report.cached_blocks = script.cached_blocks;
     report.total_blocks = script.total_blocks;
-    report.deciding = absl::Microseconds(150);
   }
   observer.OnDecision(report);
 }
@@ -116,6 +130,7 @@ void ScriptedHost::Finish(Observer& observer, const Script& script) const {
                        .response = response,
                        .completion = completion,
                        .endpoint = "10.0.0.1:8000",
+                       .decided = script.status.ok(),
                        .now = kStart + script.duration});
 }
 

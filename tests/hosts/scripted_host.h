@@ -4,12 +4,15 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/time/time.h"
 #include "examples/gateway_scheduler/observer.h"
 #include "examples/gateway_scheduler/pool_store.h"
+#include "llmd/index/approx_index.h"
+#include "llmd/index/prefix_index.h"
 #include "llmd/sched/plugin_states.h"
 #include "llmd/sched/scheduler.h"
 
@@ -27,6 +30,7 @@ struct Script {
   std::size_t endpoint = 0;
   std::uint32_t cached_blocks = 3;
   std::uint32_t total_blocks = 4;
+  std::optional<sched::FlowOutcome::Kind> flow = {};
   absl::Duration queued = absl::ZeroDuration();
   absl::Status status = absl::OkStatus();  // of the decision
   bool split = false;                      // has a prefill stage
@@ -53,6 +57,8 @@ class ScriptedHost {
 
   PoolStore pool;
   std::shared_ptr<sched::PluginStates> states = std::make_shared<sched::PluginStates>();
+  std::unique_ptr<index::PrefixIndex> exact;
+  std::unique_ptr<index::ApproxIndex> approx;
   std::unique_ptr<sched::Scheduler> scheduler;
 };
 

@@ -237,15 +237,13 @@ TEST(TelemetryFlowControlTest, QueuesAndOutcomes) {
     stats.outcomes[static_cast<std::size_t>(sched::FlowOutcome::Kind::kEvictRunning)] = 3;
     return stats;
   }});
-  const auto refused = [](sched::DroppedReason reason) {
-    return sched::WithDroppedReason(absl::UnavailableError("no"), reason);
-  };
-  host.Decide(telemetry, {.queued = absl::Milliseconds(20)});
-  host.Decide(telemetry, {.status = refused(sched::DroppedReason::kSaturated)});
-  host.Decide(telemetry, {.queued = absl::Seconds(60), .status = refused(sched::DroppedReason::kTtlExpired)});
-  host.Decide(telemetry,
-              {.queued = absl::Seconds(60), .status = refused(sched::DroppedReason::kNoEndpoints)});
-  host.Decide(telemetry, {.status = refused(sched::DroppedReason::kNoEndpoints)});
+  using Kind = sched::FlowOutcome::Kind;
+  const absl::Status no = absl::UnavailableError("no");
+  host.Decide(telemetry, {.flow = Kind::kDispatched, .queued = absl::Milliseconds(20)});
+  host.Decide(telemetry, {.flow = Kind::kRejectedCapacity, .status = no});
+  host.Decide(telemetry, {.flow = Kind::kEvictedTtl, .queued = absl::Seconds(60), .status = no});
+  host.Decide(telemetry, {.flow = Kind::kEvictedNoEndpoints, .queued = absl::Seconds(60), .status = no});
+  host.Decide(telemetry, {.flow = Kind::kRejectedNoEndpoints, .status = no});
   host.Decide(telemetry, {.priority = -1, .status = absl::InvalidArgumentError("did not get there")});
   telemetry.OnDispatchCycle(absl::Microseconds(300));
 
@@ -257,6 +255,8 @@ TEST(TelemetryFlowControlTest, QueuesAndOutcomes) {
                                 "\",priority=\"0\"} 1"));
   }
   EXPECT_THAT(telemetry.Expose(), Not(HasSubstr("priority=\"-1\"")));
+  // The scheduler saw one that went well and one that did not; flow control refused the others.
+  EXPECT_THAT(lines, Contains("llm_d_epp_scheduler_e2e_duration_seconds_count 2"));
   const std::string flow = "{fairness_id=\"default-flow\",inference_pool=\"pool\",model_name=\"m\",outcome=";
   const std::string rest = ",priority=\"0\",target_model_name=\"m-target\"} ";
   EXPECT_THAT(lines, Contains("llm_d_epp_flow_control_request_queue_duration_seconds_sum" + flow +

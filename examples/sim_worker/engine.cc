@@ -23,15 +23,14 @@ std::uint64_t Mix(std::uint64_t state, std::uint64_t value) {
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options, Metrics& metrics,
                                                        EventSink on_events) {
-  const auto at_least_one = [](std::string_view name, std::uint32_t value) {
+  const auto at_least_one = [](const char* name, std::uint32_t value) {
     return value >= 1 ? absl::OkStatus()
                       : absl::InvalidArgumentError(absl::StrCat(name, " is 0, must be at least 1"));
   };
-  for (const auto& [name, value] :
-       {std::pair<std::string_view, std::uint32_t>{"block size", options.block_size},
-        {"max_model_len", options.max_model_len},
-        {"max_num_seqs", options.max_num_seqs},
-        {"max_num_batched_tokens", options.max_num_batched_tokens}}) {
+  for (const auto& [name, value] : {std::pair<const char*, std::uint32_t>{"block size", options.block_size},
+                                    {"max_model_len", options.max_model_len},
+                                    {"max_num_seqs", options.max_num_seqs},
+                                    {"max_num_batched_tokens", options.max_num_batched_tokens}}) {
     if (absl::Status status = at_least_one(name, value); !status.ok()) return status;
   }
   const std::uint64_t usable =
@@ -79,8 +78,10 @@ void Engine::Add(RequestId id, EngineRequest request, double now) {
   Check(!request.prompt.empty() && request.max_tokens >= 1, "a request has tokens and a limit");
   hash::ExtraKeyBuilder extra_keys;
   if (!request.cache_salt.empty() || !request.lora_name.empty()) {
-    extra_keys = hash::ExtraKeyBuilder({.lora_name = request.lora_name, .cache_salt = request.cache_salt},
-                                       hash::ExtraKeyStyle::kOffset, options_.block_size);
+    hash::RequestExtras extras;
+    extras.lora_name = request.lora_name;
+    extras.cache_salt = request.cache_salt;
+    extra_keys = hash::ExtraKeyBuilder(std::move(extras), hash::ExtraKeyStyle::kOffset, options_.block_size);
   }
   auto owner = std::make_unique<Entry>(hasher_, std::move(request), extra_keys);
   Entry& entry = *owner;

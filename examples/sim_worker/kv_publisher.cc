@@ -15,7 +15,6 @@
 #include <zmq.hpp>
 #include <zmq_addon.hpp>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "llmd/events/frames.h"
 
@@ -26,7 +25,7 @@ using Payload = std::shared_ptr<const std::vector<std::byte>>;
 
 std::uint16_t PortOf(const zmq::socket_t& socket) {
   const std::string endpoint = socket.get(zmq::sockopt::last_endpoint);
-  if (!absl::StartsWith(endpoint, "tcp://")) return 0;
+  if (!endpoint.starts_with("tcp://")) return 0;
   const std::string_view digits = std::string_view(endpoint).substr(endpoint.rfind(':') + 1);
   std::uint16_t port = 0;
   std::from_chars(digits.data(), digits.data() + digits.size(), port);
@@ -42,7 +41,7 @@ zmq::message_t Shared(const Payload& payload) {
           [](void*, void* holder) { delete static_cast<Payload*>(holder); }, new Payload(payload)};
 }
 
-absl::Status Unavailable(std::string_view what, std::string_view endpoint, const zmq::error_t& error) {
+absl::Status Unavailable(const char* what, const std::string& endpoint, const zmq::error_t& error) {
   return absl::UnavailableError(absl::StrCat("cannot open ", what, " ", endpoint, ": ", error.what()));
 }
 
@@ -127,8 +126,8 @@ absl::StatusOr<std::unique_ptr<KvPublisher>> KvPublisher::Create(const KvPublish
     impl->pub.set(zmq::sockopt::sndhwm, options.hwm);
     impl->pub.set(zmq::sockopt::linger, 0);
     const std::string& endpoint = options.endpoint;
-    if (options.bind || absl::StrContains(endpoint, '*') || absl::StrContains(endpoint, "::") ||
-        absl::StartsWith(endpoint, "ipc://") || absl::StartsWith(endpoint, "inproc://")) {
+    if (options.bind || endpoint.find('*') != std::string::npos || endpoint.find("::") != std::string::npos ||
+        endpoint.starts_with("ipc://") || endpoint.starts_with("inproc://")) {
       impl->pub.bind(endpoint);
       impl->port = PortOf(impl->pub);
     } else {

@@ -110,29 +110,27 @@ Metrics::Metrics(const MetricsOptions& options)
   SetLoras("", "");
 }
 
-void Metrics::Head(std::string_view name, std::string_view type, std::string_view help) {
+void Metrics::Head(const std::string& name, const char* type, const char* help) {
   absl::StrAppend(&head_, "# HELP ", name, " ", help, "\n# TYPE ", name, " ", type, "\n");
 }
 
-void Metrics::AddGauge(std::string_view name, std::string_view help, const Gauge& gauge) {
+void Metrics::AddGauge(const std::string& name, const char* help, const Gauge& gauge) {
   Head(name, "gauge", help);
   lines_.push_back({.text = absl::StrCat(head_, name, "{", labels_, "} "), .gauge = &gauge});
   head_.clear();
 }
 
-void Metrics::AddCounter(std::string_view name, std::string_view help, const Counter& counter) {
+void Metrics::AddCounter(const std::string& name, const char* help, const Counter& counter) {
   const std::string total = absl::StrCat(name, "_total");
   Head(total, "counter", help);
   lines_.push_back({.text = absl::StrCat(head_, total, "{", labels_, "} "), .counter = &counter});
   head_.clear();
 }
 
-void Metrics::AddHistogram(std::string_view name, std::string_view help, const Histogram& histogram) {
+void Metrics::AddHistogram(const std::string& name, const char* help, const Histogram& histogram) {
   Head(name, "histogram", help);
-  Line line = {.text = head_,
-               .histogram = &histogram,
-               .labels = absl::StrCat("{", labels_, "} "),
-               .name = std::string(name)};
+  Line line = {
+      .text = head_, .histogram = &histogram, .labels = absl::StrCat("{", labels_, "} "), .name = name};
   for (std::size_t i = 0; i <= histogram.bounds().size(); ++i) {
     std::string le = "+Inf";
     if (i < histogram.bounds().size()) {
@@ -190,7 +188,7 @@ void Metrics::Layout() {
     const std::string_view reason = FinishReasonName(static_cast<FinishReason>(i));
     lines_.push_back(
         {.text = absl::StrCat(head_, "vllm:request_success_total{", labels_, ",finished_reason=\"",
-                              reason.empty() ? "repetition" : reason, "\"} "),
+                              std::string(reason.empty() ? "repetition" : reason), "\"} "),
          .counter = &success[i]});
     head_.clear();
   }
@@ -220,9 +218,9 @@ void Metrics::Layout() {
   AddCounter("sim:kv_event_batches", "Batches of KV events published.", kv_batches);
 
   tail_ = "# HELP vllm:engine_sleep_state Whether the engine sleeps.\n# TYPE vllm:engine_sleep_state gauge\n";
-  for (const std::string_view state : {"awake", "weights_offloaded", "discard_all"}) {
+  for (const char* const state : {"awake", "weights_offloaded", "discard_all"}) {
     absl::StrAppend(&tail_, "vllm:engine_sleep_state{", labels_, ",sleep_state=\"", state, "\"} ",
-                    state == "awake" ? "1.0" : "0.0", "\n");
+                    std::string_view(state) == "awake" ? "1.0" : "0.0", "\n");
   }
   absl::StrAppend(&tail_, "# HELP vllm:cache_config_info Information of the LLMEngine CacheConfig\n",
                   "# TYPE vllm:cache_config_info gauge\nvllm:cache_config_info{engine=\"0\"");

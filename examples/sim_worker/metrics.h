@@ -126,10 +126,10 @@ class Metrics {
   };
 
   void Layout();
-  void Head(std::string_view name, std::string_view type, std::string_view help);
-  void AddGauge(std::string_view name, std::string_view help, const Gauge& gauge);
-  void AddCounter(std::string_view name, std::string_view help, const Counter& counter);
-  void AddHistogram(std::string_view name, std::string_view help, const Histogram& histogram);
+  void Head(const std::string& name, const char* type, const char* help);
+  void AddGauge(const std::string& name, const char* help, const Gauge& gauge);
+  void AddCounter(const std::string& name, const char* help, const Counter& counter);
+  void AddHistogram(const std::string& name, const char* help, const Histogram& histogram);
 
   MetricsOptions options_;
   std::string labels_;  // model_name and engine

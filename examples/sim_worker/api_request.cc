@@ -68,8 +68,8 @@ absl::Status ReadTransfer(FieldReader& fields, ApiRequest& request) {
   request.params.remote_decode = transfer.Bool("do_remote_decode", false);
   const Json* blocks = transfer.Find("remote_block_ids");
   // A prompt shorter than a block has none to fetch: it is computed here.
-  request.params.remote_prefill =
-      transfer.Bool("do_remote_prefill", false) && blocks != nullptr && blocks->is_array() && !blocks->empty();
+  request.params.remote_prefill = transfer.Bool("do_remote_prefill", false) && blocks != nullptr &&
+                                  blocks->is_array() && !blocks->empty();
   if (request.params.remote_decode && request.params.remote_prefill) {
     transfer.Fail("do_remote_decode and do_remote_prefill must not both be true");
   }
@@ -105,10 +105,10 @@ absl::Status FitLimits(const Limits& limits, const ApiModel& model, ApiRequest& 
     }
     if (room < 1 || most > room || limits.min_tokens > room) {
       const std::int64_t completion = std::max<std::int64_t>({most, limits.min_tokens, 1});
-      return absl::InvalidArgumentError(absl::StrCat(
-          "This model's maximum context length is ", model.max_model_len,
-          " tokens. However, you requested ", length, " tokens of prompt and ", completion,
-          " tokens of completion. Please reduce the length of the messages or completion."));
+      return absl::InvalidArgumentError(
+          absl::StrCat("This model's maximum context length is ", model.max_model_len,
+                       " tokens. However, you requested ", length, " tokens of prompt and ", completion,
+                       " tokens of completion. Please reduce the length of the messages or completion."));
     }
     request.max_tokens.push_back(static_cast<std::uint32_t>(most));
   }

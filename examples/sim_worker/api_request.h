@@ -39,7 +39,7 @@ struct ApiRequest {
   std::vector<std::vector<TokenId>> prompts = {};
   std::vector<std::string> prompt_texts = {};  // for echo
   std::string request_id = {};
-  EngineRequest params = {};  // of every choice; without prompt and limit
+  EngineRequest params = {};                   // of every choice; without prompt and limit
   std::vector<std::uint32_t> max_tokens = {};  // by prompt
 };
 

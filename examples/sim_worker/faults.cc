@@ -69,8 +69,11 @@ absl::StatusOr<Fault> Fault::FromJson(std::string_view text) {
 }
 
 std::string Fault::ToJson() const {
-  Json json = {{"mode", std::string(FaultModeName(mode))}, {"rate", rate}, {"delay_ms", delay_ms},
-               {"status", status},                         {"count", count},
+  Json json = {{"mode", std::string(FaultModeName(mode))},
+               {"rate", rate},
+               {"delay_ms", delay_ms},
+               {"status", status},
+               {"count", count},
                {"scope", all ? "all" : "generation"}};
   return json.dump();
 }

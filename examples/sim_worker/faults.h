@@ -32,11 +32,11 @@ absl::StatusOr<FaultMode> ParseFaultMode(std::string_view name);
 
 struct Fault {
   FaultMode mode = FaultMode::kNone;
-  double rate = 1;               // share of requests, 0 .. 1
+  double rate = 1;  // share of requests, 0 .. 1
   std::uint32_t delay_ms = 1000;
-  int status = 500;              // 400 .. 599
-  std::int64_t count = -1;       // affected requests left; -1: no end
-  bool all = false;              // every endpoint but /sim/*; else those that generate
+  int status = 500;         // 400 .. 599
+  std::int64_t count = -1;  // affected requests left; -1: no end
+  bool all = false;         // every endpoint but /sim/*; else those that generate
 
   static absl::StatusOr<Fault> FromJson(std::string_view text);
   std::string ToJson() const;

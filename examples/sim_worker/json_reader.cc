@@ -153,8 +153,8 @@ absl::Status ReadTokens(const Json& list, const std::string& name, std::vector<T
   for (std::size_t i = 0; i < list.size(); ++i) {
     const Json& item = list[i];
     if (!item.is_number_unsigned() || item.get<std::uint64_t>() >= Tokenizer::kVocabSize) {
-      return absl::InvalidArgumentError(absl::StrCat(name, "[", i, "] must be a token id from 0 to ",
-                                                     Tokenizer::kVocabSize - 1));
+      return absl::InvalidArgumentError(
+          absl::StrCat(name, "[", i, "] must be a token id from 0 to ", Tokenizer::kVocabSize - 1));
     }
     out.push_back(item.get<TokenId>());
   }

@@ -18,8 +18,8 @@ namespace llmd::sim {
 
 using Json = nlohmann::json;
 
-// InvalidArgument with the position for what is no JSON, is nested deeper than 64, or is of so many pieces that
-// its tree would be much larger than its text.
+// InvalidArgument with the position for what is no JSON, is nested deeper than 64, or is of so many pieces
+// that its tree would be much larger than its text.
 absl::StatusOr<Json> ParseJson(std::string_view text);
 
 // A field that is absent or null has its default.

@@ -313,7 +313,7 @@ void AddFlags(CLI::App& app, Flags& flags, CommandLine& line) {
 
   // Flags of vLLM's command lines that mean nothing without a model.
   for (const char* name : {"--gpu-memory-utilization", "--kv-cache-dtype", "--dtype",
-                           "--tensor-parallel-size,-tp", "--load-format", "--tokenizer", "--download-dir",
+                           "--tensor-parallel-size", "--load-format", "--tokenizer", "--download-dir",
                            "--max-lora-rank", "--swap-space", "--uvicorn-log-level"}) {
     app.add_option(name)->group("")->expected(1);
   }

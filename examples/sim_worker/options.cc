@@ -150,8 +150,11 @@ void AddFlags(CLI::App& app, Flags& flags, CommandLine& line) {
       ->group(server);
   app.add_option("--model", options.model, "Model name")->capture_default_str()->group(server);
   app.add_option("--served-model-name", options.served_model_names, "Names in the API, the first in metrics")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
       ->group(server);
-  app.add_option("--lora-modules", flags.lora_modules, "Adapters as NAME or NAME=PATH")->group(server);
+  app.add_option("--lora-modules", flags.lora_modules, "Adapters as NAME or NAME=PATH")
+      ->multi_option_policy(CLI::MultiOptionPolicy::TakeAll)
+      ->group(server);
   app.add_option("--max-loras", options.max_loras, "As told in the metrics")
       ->capture_default_str()
       ->group(server);
@@ -312,9 +315,9 @@ void AddFlags(CLI::App& app, Flags& flags, CommandLine& line) {
       ->group(faults);
 
   // Flags of vLLM's command lines that mean nothing without a model.
-  for (const char* name : {"--gpu-memory-utilization", "--kv-cache-dtype", "--dtype",
-                           "--tensor-parallel-size", "--load-format", "--tokenizer", "--download-dir",
-                           "--max-lora-rank", "--swap-space", "--uvicorn-log-level"}) {
+  for (const char* name :
+       {"--gpu-memory-utilization", "--kv-cache-dtype", "--dtype", "--tensor-parallel-size", "--load-format",
+        "--tokenizer", "--download-dir", "--max-lora-rank", "--swap-space", "--uvicorn-log-level"}) {
     app.add_option(name)->group("")->expected(1);
   }
   for (const char* name : {"--enforce-eager", "--trust-remote-code", "--enable-lora",
@@ -328,6 +331,7 @@ void AddFlags(CLI::App& app, Flags& flags, CommandLine& line) {
 absl::StatusOr<CommandLine> ParseCommandLine(const std::vector<std::string>& arguments) {
   CLI::App app("A vLLM-like server without a model: real block pool, KV events and metrics, simulated time.",
                "sim_worker");
+  app.option_defaults()->multi_option_policy(CLI::MultiOptionPolicy::TakeLast);  // as argparse
   Flags flags;
   CommandLine line;
   AddFlags(app, flags, line);

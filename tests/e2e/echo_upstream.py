@@ -9,7 +9,7 @@
                               with x-echo-stream: COUNT:SECONDS as that many server-sent events, that far apart; with
                               x-echo-sleep: SECONDS after a while
 
-State: waiting, running, kv (0 to 1), metrics ("ok", "refuse", "hang", "huge": a page of 1 GB), answer ("echo", a status such
+State: waiting, running, kv (0 to 1), lora (adapters, "a,b"), metrics ("ok", "refuse", "hang", "huge": a page of 1 GB), answer ("echo", a status such
 as 503, "hang", "close"), and, counted here: requests, scrapes, page_bytes (the most that was sent of a huge page).
 """
 import asyncio
@@ -18,6 +18,7 @@ import hashlib
 import json
 import signal
 import sys
+import time
 
 HUGE = 1 << 30
 PAGE = """# TYPE vllm:num_requests_waiting gauge
@@ -28,12 +29,14 @@ vllm:num_requests_running{{model_name="echo"}} {running}
 vllm:kv_cache_usage_perc{{model_name="echo"}} {kv}
 # TYPE vllm:cache_config_info gauge
 vllm:cache_config_info{{block_size="16",num_gpu_blocks="4096"}} 1
+# TYPE vllm:lora_requests_info gauge
+vllm:lora_requests_info{{max_lora="2",running_lora_adapters="{lora}",waiting_lora_adapters=""}} {now}
 """
 
 
 class Server:
     def __init__(self, port):
-        self.state = {"port": port, "waiting": 0, "running": 0, "kv": 0.0, "metrics": "ok", "answer": "echo",
+        self.state = {"port": port, "waiting": 0, "running": 0, "kv": 0.0, "lora": "", "metrics": "ok", "answer": "echo",
                       "requests": 0, "scrapes": 0, "page_bytes": 0}
 
     async def serve(self, reader, writer):
@@ -90,7 +93,7 @@ class Server:
         if mode == "refuse":
             return await answer(writer, 503, b"no metrics today")
         if mode != "huge":
-            return await answer(writer, 200, PAGE.format(**self.state).encode(), "text/plain; version=0.0.4")
+            return await answer(writer, 200, PAGE.format(**self.state, now=time.time()).encode(), "text/plain; version=0.0.4")
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n" % HUGE)
         line = b'vllm:num_requests_waiting{model_name="%s"} 1\n' % (b"x" * 4000)
         sent = 0

@@ -202,7 +202,7 @@ class Envoy(Process):
         path = rig.folder / f"{rig.starts + 1:02}-{file}"
         path.write_text(text)
         super().__init__(rig, "envoy", [rig.options.envoy, "-c", path, "--concurrency", str(concurrency),
-                                        "--disable-hot-restart", "-l", "warning"])
+                                        "--disable-hot-restart", "-l", "warning", "--file-flush-interval-msec", "100"])
         wait_for(f"Envoy with {path}", lambda: self.alive() and envoy_rig.admin(self.admin, "ready").strip() == "LIVE", 30)
 
     def stat(self, name):
@@ -210,7 +210,7 @@ class Envoy(Process):
         return int(text.rsplit(":", 1)[1]) if ":" in text else 0
 
     def access_log(self):
-        """The log's lines as objects. Envoy writes it about once a second."""
+        """The log's lines as objects; a line comes up to 0.1 s after its request's end."""
         lines = [line for line in self.stdout().splitlines() if line.startswith("{")]
         return [json.loads(line) for line in lines]
 

@@ -177,7 +177,7 @@ class Gateway(Process):
         command = [rig.options.gateway, "--bind-address=127.0.0.1", f"--grpc-port={port}"]
         given = {flag.split("=")[0] for flag in flags}
         for flag in ("--grpc-health-port=0", "--metrics-port=0", "--status-port=0", "--secure-serving=false",
-                     "--metrics-endpoint-auth=false", "--pool-name=llm-d", "--allow-experimental-plugins",
+                     "--metrics-endpoint-auth=false", "--allow-experimental-plugins",
                      "--enable-grpc-stream-metrics", "--drain-timeout=1s", "--threads=2"):
             if flag.split("=")[0] not in given:
                 command.append(flag)

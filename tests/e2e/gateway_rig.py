@@ -285,7 +285,7 @@ class Rig:
         return Envoy(self, file, pickers, **changes)
 
     def prometheus(self, jobs, rules=None, interval="1s"):
-        """A Prometheus that scrapes `jobs`, {name: ports}; its `query` asks it."""
+        """A Prometheus that scrapes `jobs`, {name: [(port, labels)]}; its `query` asks it."""
         program = shutil.which("prometheus")
         if not program:
             print("SKIPPED: no Prometheus here", file=sys.stderr)
@@ -293,7 +293,8 @@ class Rig:
         config = {"global": {"scrape_interval": interval, "evaluation_interval": interval},
                   "rule_files": [str(rules)] if rules else [],
                   "scrape_configs": [{"job_name": job, "static_configs": [
-                      {"targets": [f"127.0.0.1:{port}" for port in ports]}]} for job, ports in jobs.items()]}
+                      {"targets": [f"127.0.0.1:{port}"], "labels": labels} for port, labels in targets]}
+                      for job, targets in jobs.items()]}
         path = self.folder / "prometheus.json"
         path.write_text(json.dumps(config))
         port = free_ports(1)[0]

@@ -181,6 +181,7 @@ class SessionImpl final : public Session {
     for (const gateway::HeaderField& field : facts.headers.fields()) {
       worker_.headers.push_back({field.name, field.value});
     }
+    worker_.AddSessionHeader();
     worker_.token_spans.clear();
     if (tokens_ != nullptr) {
       for (const std::vector<TokenId>& prompt : tokens_->prompts) worker_.token_spans.push_back(prompt);

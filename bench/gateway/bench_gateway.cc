@@ -197,12 +197,11 @@ bool RunCase(const Options& options, const Reporter& reporter, PromptKind kind, 
   }
 
   const std::size_t streams = options.streams > 0 ? options.streams : tokens > 50'000 ? 8 : 32;
-  const std::optional<double> cpu_before = watched ? CpuSeconds(subject->pid) : std::nullopt;
-  LoadResult most = load.RunClosed(requests, streams, duration);
-  const std::optional<double> cpu_after = watched ? CpuSeconds(subject->pid) : std::nullopt;
+  const double cpu_before = CpuSeconds(subject->pid).value_or(0);
+  const LoadResult most = load.RunClosed(requests, streams, duration);
+  const double cpu = CpuSeconds(subject->pid).value_or(0) - cpu_before;
   if (!Check(name, "full load", most)) return false;
-  if (cpu_before && cpu_after && *cpu_after > *cpu_before) {
-    const double cpu = *cpu_after - *cpu_before;
+  if (watched && cpu > 0) {
     reporter.Report(name, "decisions_per_s", static_cast<double>(most.decided) / cpu, "1/s/core", false);
     reporter.Report(name, "cpu_us_per_request", cpu * 1e6 / static_cast<double>(most.decided), "us", true);
   }

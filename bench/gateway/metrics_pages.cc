@@ -22,7 +22,9 @@ std::unique_ptr<MetricsPages> MetricsPages::Start(std::string& error) {
   auto server = http::Server::Create(
       impl->io, {.address = "0.0.0.0"},
       [page = VllmPage()](http::Request, http::Response& response) -> boost::asio::awaitable<void> {
-        co_await response.Send(200, {{"content-type", "text/plain; version=0.0.4"}}, page);
+        http::Headers headers;
+        headers.emplace_back("content-type", "text/plain; version=0.0.4");
+        co_await response.Send(200, std::move(headers), page);
       });
   if (!server.ok()) {
     error = "metrics pages: " + std::string(server.status().message());

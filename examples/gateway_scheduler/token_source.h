@@ -31,6 +31,8 @@ class TokenSource {
   using Done = std::function<void(absl::StatusOr<std::shared_ptr<const PromptTokens>>)>;
 
   virtual ~TokenSource() = default;
+  // Whether `done` is always called from within.
+  virtual bool immediate() const { return false; }
   // Calls `done` once: from within when the answer is at hand, else later from a thread of the source's own.
   // An error means that the decision goes on without tokens. Any thread may call.
   virtual void Tokenize(const TokenQuery& query, Done done) = 0;

@@ -1,0 +1,47 @@
+// Keeps the holders of the approximate index in step with the pool: one per endpoint, as large as the
+// engine's cache.
+#ifndef EXAMPLES_GATEWAY_SCHEDULER_APPROX_HOLDERS_H_
+#define EXAMPLES_GATEWAY_SCHEDULER_APPROX_HOLDERS_H_
+
+#include <memory>
+#include <mutex>
+#include <optional>
+
+#include "examples/gateway_scheduler/pool_store.h"
+#include "llmd/index/approx_index.h"
+#include "llmd/sched/prefix.h"
+
+namespace llmd::host {
+
+// Any thread. `writer` guards the index.
+class ApproxHolders {
+ public:
+  ApproxHolders(index::ApproxIndex& index, std::shared_ptr<std::mutex> writer, PoolStore& pool);
+
+  // Of the configuration in force; holders made later have its capacity.
+  void SetOptions(const std::optional<sched::ApproxPrefixOptions>& options);
+  // Replaces holders whose engine reports another cache size than they were made for. Call it every second or
+  // so.
+  void FollowReportedSizes();
+
+ private:
+  // What is kept for an endpoint's holder; the key is its handle's slot.
+  struct Holder {
+    sched::EndpointHandle endpoint;
+    index::HolderId id;
+    std::size_t capacity = 0;
+  };
+  std::size_t Capacity(const sched::Endpoint& endpoint) const;
+  void Add(const sched::Endpoint& endpoint, sched::EndpointPool& pool);
+  void Drop(sched::EndpointHandle endpoint, sched::EndpointPool& pool);
+
+  index::ApproxIndex& index_;
+  const std::shared_ptr<std::mutex> writer_;
+  PoolStore& pool_;
+  std::optional<sched::ApproxPrefixOptions> options_;  // by the pool's writer, as holders_
+  std::vector<Holder> holders_;
+};
+
+}  // namespace llmd::host
+
+#endif  // EXAMPLES_GATEWAY_SCHEDULER_APPROX_HOLDERS_H_

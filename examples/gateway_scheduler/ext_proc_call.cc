@@ -1,0 +1,117 @@
+#include "examples/gateway_scheduler/ext_proc_call.h"
+
+#include <utility>
+
+namespace llmd::host {
+
+void QueueMailbox::Post(std::function<void()> work) {
+  const std::lock_guard lock(mutex_);
+  if (closed_) return;
+  work_.push_back(std::move(work));
+  if (armed_) return;
+  armed_ = true;
+  alarm_.Set(&queue_, gpr_time_0(GPR_CLOCK_MONOTONIC), static_cast<Completed*>(this));
+}
+
+void QueueMailbox::Run(bool) {
+  std::vector<std::function<void()>> work;
+  {
+    const std::lock_guard lock(mutex_);
+    armed_ = false;
+    work.swap(work_);
+  }
+  for (const std::function<void()>& each : work) each();
+}
+
+void QueueMailbox::Close() {
+  const std::lock_guard lock(mutex_);
+  closed_ = true;
+}
+
+ExtProcCall::ExtProcCall(ExternalProcessor::AsyncService& service, Gateway& gateway, ExtProcQueue& queue)
+    : service_(service), gateway_(gateway), queue_(queue), stream_(&context_) {
+  context_.AsyncNotifyWhenDone(static_cast<Completed*>(&done_));
+  ++pending_;
+  service_.RequestProcess(&context_, &stream_, queue_.queue.get(), queue_.queue.get(),
+                          static_cast<Completed*>(&accepted_));
+}
+
+void ExtProcCall::OnAccepted(bool ok) {
+  if (!ok) {  // the server shuts down; no other operation was begun
+    delete this;
+    return;
+  }
+  Accept(service_, gateway_, queue_);  // the next stream
+  session_ = Session::Create(
+      gateway_, *queue_.worker,
+      [mailbox = queue_.mailbox](std::function<void()> work) { mailbox->Post(std::move(work)); },
+      [this] { Pump(); });
+  // The notification of the end takes the place of this operation in the count.
+  ++pending_;
+  stream_.Read(&request_, static_cast<Completed*>(&read_));
+}
+
+void ExtProcCall::OnRead(bool ok) {
+  if (!ok) {
+    ended_ = true;
+    session_->Close(gateway::CloseReason::kEndOfStream);
+  } else if (!finishing_) {
+    session_->Receive(std::move(request_));
+    request_.Clear();
+    if (!session_->finished()) {
+      ++pending_;
+      stream_.Read(&request_, static_cast<Completed*>(&read_));
+    }
+  }
+  Pump();
+  Release();
+}
+
+void ExtProcCall::Pump() {
+  if (writing_ || finishing_) return;
+  if (!broken_ && (have_next_ || session_->Next(answer_))) {
+    if (have_next_) std::swap(answer_, next_);
+    have_next_ = session_->Next(next_);
+    grpc::WriteOptions options;
+    if (have_next_) options.set_buffer_hint();
+    writing_ = true;
+    ++pending_;
+    stream_.Write(answer_, options, static_cast<Completed*>(&written_));
+    return;
+  }
+  if (!session_->finished() && !ended_) return;
+  finishing_ = true;
+  ++pending_;
+  const absl::Status& status = session_->status();
+  stream_.Finish(grpc::Status(static_cast<grpc::StatusCode>(status.code()), std::string(status.message())),
+                 static_cast<Completed*>(&finished_));
+}
+
+void ExtProcCall::OnWritten(bool ok) {
+  writing_ = false;
+  if (!ok) {
+    broken_ = true;
+    session_->Close(gateway::CloseReason::kCancelled);
+    ended_ = true;
+  }
+  Pump();
+  Release();
+}
+
+void ExtProcCall::OnFinished(bool) { Release(); }
+
+void ExtProcCall::OnDone(bool) {
+  if (context_.IsCancelled()) {
+    broken_ = true;
+    ended_ = true;
+    session_->Close(gateway::CloseReason::kCancelled);
+    Pump();
+  }
+  Release();
+}
+
+void ExtProcCall::Release() {
+  if (--pending_ == 0) delete this;
+}
+
+}  // namespace llmd::host

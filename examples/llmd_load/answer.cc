@@ -10,7 +10,8 @@ using nlohmann::json;
 // The generated text of an event or a document; false when it has none.
 bool TextOf(const json& document, std::string& out) {
   const auto choices = document.find("choices");
-  if (choices == document.end() || !choices->is_array() || choices->empty() || !choices->front().is_object()) {
+  if (choices == document.end() || !choices->is_array() || choices->empty() ||
+      !choices->front().is_object()) {
     return false;
   }
   const json& choice = choices->front();

@@ -13,7 +13,13 @@ namespace {
 constexpr std::size_t kMaxRequests = 10'000'000;
 
 // Kinds of streams, so that no two coincide.
-enum StreamKind : std::uint64_t { kInstructions = 1, kQuestion = 2, kPrefix = 3, kRotating = 4, kSession = 5 };
+enum StreamKind : std::uint64_t {
+  kInstructions = 1,
+  kQuestion = 2,
+  kPrefix = 3,
+  kRotating = 4,
+  kSession = 5
+};
 
 std::string SessionName(const PlanOptions& options, std::size_t index) {
   return absl::StrCat("session-", index, "-",
@@ -139,25 +145,36 @@ absl::StatusOr<Workload> ParseWorkload(std::string_view name) {
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {
   if (!(options.time_scale > 0)) return absl::InvalidArgumentError("time-scale: must be above 0");
   if (options.rate && !(*options.rate > 0)) return absl::InvalidArgumentError("rate: must be above 0");
-  if (options.pause && !(*options.pause >= 0)) return absl::InvalidArgumentError("pause: must not be negative");
+  if (options.pause && !(*options.pause >= 0))
+    return absl::InvalidArgumentError("pause: must not be negative");
   if (options.prefixes == 0) return absl::InvalidArgumentError("prefixes: must be above 0");
   const std::size_t sessions = options.sessions.value_or(1), requests = options.requests.value_or(1);
   if (sessions == 0 || requests == 0 || sessions > kMaxRequests / requests) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sessions and requests: ", sessions, " times ", requests, " is not 1 to ", kMaxRequests));
+    return absl::InvalidArgumentError(absl::StrCat("sessions and requests: ", sessions, " times ", requests,
+                                                   " is not 1 to ", kMaxRequests));
   }
   Plan plan;
   std::optional<double> rate = options.rate;
   switch (options.workload) {
-    case Workload::kSessions: plan = EqualSessions(options, 1, 30, 0.8, 1); break;
-    case Workload::kRamp: plan = EqualSessions(options, 1, 80, 0.3, 1); break;
-    case Workload::kMulti5: plan = EqualSessions(options, 5, 25, 0.3, 1); break;
-    case Workload::kChat: plan = Chat(options); break;
+    case Workload::kSessions:
+      plan = EqualSessions(options, 1, 30, 0.8, 1);
+      break;
+    case Workload::kRamp:
+      plan = EqualSessions(options, 1, 80, 0.3, 1);
+      break;
+    case Workload::kMulti5:
+      plan = EqualSessions(options, 5, 25, 0.3, 1);
+      break;
+    case Workload::kChat:
+      plan = Chat(options);
+      break;
     case Workload::kSharedPrefix:
       plan = SharedPrefix(options);
       if (!rate) rate = 8 / options.time_scale;
       break;
-    case Workload::kVllmLoadTest: plan = VllmLoadTest(options); break;
+    case Workload::kVllmLoadTest:
+      plan = VllmLoadTest(options);
+      break;
     case Workload::kTrace: {
       absl::StatusOr<Plan> trace = MakeTracePlan(options);
       if (!trace.ok()) return trace.status();

@@ -81,11 +81,11 @@ struct PlanOptions {
   std::uint32_t turn_tokens = 64;      // of a question
   std::size_t prefixes = 8;
   std::string trace_file = {};
-  std::uint32_t block_tokens = 512;        // text for each block of a trace
-  std::uint32_t max_prompt_tokens = 0;     // longer prompts of a trace are cut; 0: none
-  double time_scale = 1;                   // > 1 is slower
-  std::optional<double> rate = {};         // requests a second, in an open loop
-  bool poisson = false;                    // arrivals at random instead of evenly
+  std::uint32_t block_tokens = 512;     // text for each block of a trace
+  std::uint32_t max_prompt_tokens = 0;  // longer prompts of a trace are cut; 0: none
+  double time_scale = 1;                // > 1 is slower
+  std::optional<double> rate = {};      // requests a second, in an open loop
+  bool poisson = false;                 // arrivals at random instead of evenly
 };
 
 // sessions        1 session of 30 equal chat requests, 0.8 s apart, 1 warm-up (spec: deployment.md 8.2)

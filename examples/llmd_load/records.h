@@ -18,11 +18,11 @@ struct RequestRecord {
   double sent = 0;
   std::optional<double> first_token = {};  // without streaming: the answer's first byte
   double end = 0;
-  int status = 0;            // HTTP; 0: no answer
-  std::string error = {};    // its kind; empty: all went well
-  std::string reason = {};   // of the gateway, for a refusal
+  int status = 0;             // HTTP; 0: no answer
+  std::string error = {};     // its kind; empty: all went well
+  std::string reason = {};    // of the gateway, for a refusal
   std::string upstream = {};  // x-upstream-host
-  std::uint32_t pieces = 0;  // of generated text
+  std::uint32_t pieces = 0;   // of generated text
   std::uint64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0;
   bool has_usage = false;
 
@@ -31,7 +31,7 @@ struct RequestRecord {
 
 struct RunResult {
   std::vector<RequestRecord> records = {};  // in the order of their ends
-  std::vector<float> gaps_ms = {};          // between pieces of text of a stream; a sample when there are many
+  std::vector<float> gaps_ms = {};  // between pieces of text of a stream; a sample when there are many
   std::uint64_t gaps_seen = 0;
   std::size_t most_in_flight = 0;
   double seconds = 0;

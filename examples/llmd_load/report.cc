@@ -40,7 +40,8 @@ std::vector<Stickiness> StickinessOf(const std::vector<RequestRecord>& records) 
 void Trend(const std::vector<RequestRecord>& records, Report& report) {
   std::map<std::string, std::vector<const RequestRecord*>> sessions;
   for (const RequestRecord& record : records) {
-    if (!record.session.empty() && record.ok() && record.first_token) sessions[record.session].push_back(&record);
+    if (!record.session.empty() && record.ok() && record.first_token)
+      sessions[record.session].push_back(&record);
   }
   double first = 0, last = 0;
   std::size_t count = 0;
@@ -175,7 +176,8 @@ Report MakeReport(const RunResult& result, const Sources& sources, const Criteri
 
   if (report.requests > 0) {
     Verdict errors{"error_rate", criteria.max_error_rate, {}, Verdict::State::kPass, true};
-    errors.value = static_cast<double>(report.requests - report.succeeded) / static_cast<double>(report.requests);
+    errors.value =
+        static_cast<double>(report.requests - report.succeeded) / static_cast<double>(report.requests);
     if (*errors.value > criteria.max_error_rate) errors.state = Verdict::State::kMissed;
     report.verdicts.push_back(errors);
   }

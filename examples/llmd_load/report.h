@@ -50,8 +50,8 @@ struct Report {
   std::size_t requests = 0, succeeded = 0;
   double seconds = 0, requests_per_s = 0;
   std::map<std::string, std::size_t> errors = {}, refusal_reasons = {};
-  Summary ttft_ms = {}, gap_ms = {}, total_ms = {};      // from the moment of sending
-  Summary ttft_from_due_ms = {}, late_ms = {};           // with the time spent waiting for its turn
+  Summary ttft_ms = {}, gap_ms = {}, total_ms = {};               // from the moment of sending
+  Summary ttft_from_due_ms = {}, late_ms = {};                    // with the time spent waiting for its turn
   std::optional<double> ttft_first3_ms = {}, ttft_last3_ms = {};  // mean over sessions of 6 and more requests
   std::uint64_t prompt_tokens = 0, completion_tokens = 0, cached_tokens = 0;
   std::size_t with_usage = 0;
@@ -62,9 +62,9 @@ struct Report {
   std::vector<Stickiness> sessions = {};
   std::vector<WorkerDelta> workers = {};
   std::optional<double> hit_rate = {};
-  std::string hit_rate_source = {};            // workers, prometheus, usage
-  std::optional<double> stickiness = {};       // of the worst session
-  std::string stickiness_source = {};          // headers, metrics
+  std::string hit_rate_source = {};       // workers, prometheus, usage
+  std::optional<double> stickiness = {};  // of the worst session
+  std::string stickiness_source = {};     // headers, metrics
   std::vector<Verdict> verdicts = {};
 
   // 0: all limits are kept, 1: one is missed, 2: nothing was measured, or not what was asked for.

@@ -16,9 +16,12 @@ constexpr std::size_t kSessionsShown = 10;
 
 const char* Name(Verdict::State state) {
   switch (state) {
-    case Verdict::State::kPass: return "pass";
-    case Verdict::State::kMissed: return "missed";
-    case Verdict::State::kNotMeasured: return "not measured";
+    case Verdict::State::kPass:
+      return "pass";
+    case Verdict::State::kMissed:
+      return "missed";
+    case Verdict::State::kNotMeasured:
+      return "not measured";
   }
   return "?";
 }
@@ -28,7 +31,9 @@ ordered_json Json(const Summary& summary) {
           {"p90", summary.p90},     {"p99", summary.p99},   {"max", summary.max}};
 }
 
-ordered_json Json(const std::optional<double>& value) { return value ? ordered_json(*value) : ordered_json(); }
+ordered_json Json(const std::optional<double>& value) {
+  return value ? ordered_json(*value) : ordered_json();
+}
 
 std::string Percent(const std::optional<double>& value) {
   return value ? absl::StrFormat("%.1f %%", *value * 100) : "-";
@@ -44,11 +49,12 @@ void PrintTable(const Report& report, std::ostream& out) {
   for (const auto& [reason, count] : report.refusal_reasons) {
     out << absl::StrFormat("  refused, %-17s %d\n", reason, count);
   }
-  out << absl::StrFormat("\n%-26s %10s %10s %10s %10s %10s\n", "milliseconds", "mean", "p50", "p90", "p99", "max");
+  out << absl::StrFormat("\n%-26s %10s %10s %10s %10s %10s\n", "milliseconds", "mean", "p50", "p90", "p99",
+                         "max");
   const auto row = [&](const char* name, const Summary& of) {
     if (of.count == 0) return;
-    out << absl::StrFormat("%-26s %10.1f %10.1f %10.1f %10.1f %10.1f\n", name, of.mean, of.p50, of.p90, of.p99,
-                           of.max);
+    out << absl::StrFormat("%-26s %10.1f %10.1f %10.1f %10.1f %10.1f\n", name, of.mean, of.p50, of.p90,
+                           of.p99, of.max);
   };
   row("time to first token", report.ttft_ms);
   row("  from when it was due", report.ttft_from_due_ms);
@@ -92,15 +98,16 @@ void PrintTable(const Report& report, std::ostream& out) {
     out << absl::StrFormat("\n%-32s %10s %10s  %s\n", "session", "requests", "share", "on");
     for (std::size_t i = 0; i < std::min(report.sessions.size(), kSessionsShown); ++i) {
       const Stickiness& session = report.sessions[i];
-      out << absl::StrFormat("%-32s %10d %10s  %s\n", session.session, session.requests, Percent(session.share),
-                             session.top);
+      out << absl::StrFormat("%-32s %10d %10s  %s\n", session.session, session.requests,
+                             Percent(session.share), session.top);
     }
     if (report.sessions.size() > kSessionsShown) {
       out << absl::StrFormat("... and %d more\n", report.sessions.size() - kSessionsShown);
     }
   }
   out << absl::StrFormat("\nhit rate %s%s, stickiness %s%s\n", Percent(report.hit_rate),
-                         report.hit_rate ? " (by " + report.hit_rate_source + ")" : "", Percent(report.stickiness),
+                         report.hit_rate ? " (by " + report.hit_rate_source + ")" : "",
+                         Percent(report.stickiness),
                          report.stickiness ? " (by " + report.stickiness_source + ")" : "");
   for (const Verdict& verdict : report.verdicts) {
     out << absl::StrFormat("%-12s %-12s limit %s, measured %s\n", verdict.name, Name(verdict.state),

@@ -22,13 +22,18 @@ std::uint64_t StreamOf(std::uint64_t seed, std::uint64_t a, std::uint64_t b) {
 }
 
 std::string_view TestParagraph() {
-  return "A serving system for language models keeps the attention keys and values of every token that it has "
+  return "A serving system for language models keeps the attention keys and values of every token that it "
+         "has "
          "read. When two requests begin with the same words, the second one can use what the first one left "
-         "behind, provided that it reaches the same worker and that the worker still has room for it. A router "
-         "that knows nothing of this spreads requests evenly and throws the work away; a router that looks at "
-         "the prompt sends it where its beginning is already known, as long as that worker is not overloaded. "
+         "behind, provided that it reaches the same worker and that the worker still has room for it. A "
+         "router "
+         "that knows nothing of this spreads requests evenly and throws the work away; a router that looks "
+         "at "
+         "the prompt sends it where its beginning is already known, as long as that worker is not "
+         "overloaded. "
          "The gain is largest for long instructions, for documents that are asked about again and again, and "
-         "for conversations, whose every turn repeats all that was said before. Explain in two sentences, for a "
+         "for conversations, whose every turn repeats all that was said before. Explain in two sentences, "
+         "for a "
          "reader who has never run such a system, why the time to the first token falls when a request finds "
          "its prefix in the cache, and name one case in which it does not fall at all.";
 }

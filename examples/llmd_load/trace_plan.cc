@@ -40,7 +40,8 @@ absl::StatusOr<Plan> MakeTracePlan(const PlanOptions& options) {
     lane.start = span > 0 ? replay::Seconds(recorded.arrival - requests.front().arrival) * scale
                           : static_cast<double>(i) / options.rate.value_or(1);
     PlannedRequest& request = lane.requests.emplace_back();
-    request.max_tokens = std::min(recorded.output.tokens, options.max_tokens.value_or(recorded.output.tokens));
+    request.max_tokens =
+        std::min(recorded.output.tokens, options.max_tokens.value_or(recorded.output.tokens));
     Content content;
     std::uint64_t left = options.max_prompt_tokens == 0 ? UINT64_MAX : options.max_prompt_tokens;
     for (const replay::Segment& segment : recorded.prompt) {
@@ -49,8 +50,8 @@ absl::StatusOr<Plan> MakeTracePlan(const PlanOptions& options) {
           1, std::uint64_t{segment.tokens} * options.block_tokens / replay::kTraceBlockTokens);
       const std::uint64_t taken = std::min(tokens, left);
       if (taken == 0) break;
-      content.segments.push_back({StreamOf(options.seed, kTraceBlock, segment.stream),
-                                  static_cast<std::uint32_t>(taken)});
+      content.segments.push_back(
+          {StreamOf(options.seed, kTraceBlock, segment.stream), static_cast<std::uint32_t>(taken)});
       left -= taken;
     }
     request.messages.push_back({"user", std::move(content)});

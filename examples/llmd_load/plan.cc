@@ -139,7 +139,7 @@ absl::StatusOr<Workload> ParseWorkload(std::string_view name) {
   if (name == "shared-prefix") return Workload::kSharedPrefix;
   if (name == "vllm-load-test") return Workload::kVllmLoadTest;
   if (name == "trace") return Workload::kTrace;
-  return absl::InvalidArgumentError(absl::StrCat("workload: \"", name, "\" is none"));
+  return absl::InvalidArgumentError(absl::StrCat("workload: \"", std::string(name), "\" is none"));
 }
 
 absl::StatusOr<Plan> MakePlan(const PlanOptions& options) {

@@ -269,7 +269,7 @@ class Run {
 
 absl::StatusOr<Target> ParseTarget(const std::string& url) {
   constexpr std::string_view kScheme = "http://";
-  if (!absl::StartsWith(url, kScheme)) {
+  if (url.rfind(kScheme, 0) != 0) {
     return absl::InvalidArgumentError(absl::StrCat("\"", url, "\": not http://HOST:PORT"));
   }
   Target target;

@@ -58,6 +58,7 @@ class Gateway {
 
   // Before the first request.
   void AddObserver(Observer* observer);
+  // Without one, prompts given as text are decided without their tokens.
   void SetTokenSource(std::unique_ptr<TokenSource> source);
   // The priority of an objective by name, and the model that a client's model is rewritten to.
   void SetObjectives(std::function<std::int32_t(std::string_view objective)> priority);
@@ -76,7 +77,7 @@ class Gateway {
   std::unique_ptr<sched::PrefixMatcher> NewMatcher(sched::PrefixSource source) const {
     return resources_.prefix_sources[source].new_matcher();
   }
-  TokenSource& tokens() { return *tokens_; }
+  TokenSource* tokens() { return tokens_.get(); }
   FlowGate& flow() { return *flow_; }
   const std::vector<Observer*>& observers() const { return observers_; }
   bool wants_explanations() const { return wants_explanations_; }

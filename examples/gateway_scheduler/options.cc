@@ -114,12 +114,11 @@ std::string CheckTogether(const HostOptions& o) {
   if (!o.config_file.empty() && !o.config_text.empty()) {
     return "--config-file and --config-text exclude each other";
   }
-  const bool kubernetes = !o.pool_name.empty() || !o.endpoint_selector.empty();
-  if (o.endpoints_file.empty() && !kubernetes) {
+  if (o.endpoints_file.empty() && o.pool_name.empty() && o.endpoint_selector.empty()) {
     return "no endpoints: give --endpoints-file, --pool-name or --endpoint-selector";
   }
-  if (!o.endpoints_file.empty() && kubernetes) {
-    return "--endpoints-file excludes --pool-name and --endpoint-selector";
+  if (!o.endpoints_file.empty() && !o.endpoint_selector.empty()) {
+    return "--endpoints-file and --endpoint-selector exclude each other";
   }
   if (!o.pool_name.empty() && !o.endpoint_selector.empty()) {
     return "--pool-name and --endpoint-selector exclude each other";
@@ -173,7 +172,8 @@ ParsedOptions ParseOptions(const std::vector<std::string>& arguments) {
   flags.Switch("allow-experimental-plugins", o.allow_experimental, "Accept plugin types that are alpha");
 
   flags.Value("endpoints-file", o.endpoints_file, "Endpoints (YAML or JSON), followed while it changes");
-  flags.Value("pool-name", o.pool_name, "InferencePool to serve");
+  flags.Value("pool-name", o.pool_name,
+              "InferencePool to serve; with --endpoints-file only its name, in metrics");
   flags.Value("pool-namespace", o.pool_namespace,
               "Its namespace; without: NAMESPACE of the environment, or default");
   flags.Value("pool-group", o.pool_group, "Its API group");

@@ -125,7 +125,8 @@ class SessionImpl final : public Session {
       return;
     }
     worker_.Refresh();
-    if (facts.api == gateway::Api::kNone || facts.headers_only || facts.truncated) {
+    if (facts.api == gateway::Api::kNone || facts.headers_only || facts.truncated ||
+        (facts.openai.tokens.empty() && gateway_.tokens() == nullptr)) {
       Enqueue(now);
       return;
     }
@@ -145,7 +146,7 @@ class SessionImpl final : public Session {
   void Tokenize(absl::Time now) {
     const gateway::RequestFacts& facts = stream_.facts();
     started_tokenizing_ = now;
-    TokenSource& source = gateway_.tokens();
+    TokenSource& source = *gateway_.tokens();
     if (source.immediate()) {
       source.Tokenize(
           {.path = facts.path, .model = info_.target_model, .body = facts.body, .openai = &facts.openai},
@@ -180,6 +181,7 @@ class SessionImpl final : public Session {
     for (const gateway::HeaderField& field : facts.headers.fields()) {
       worker_.headers.push_back({field.name, field.value});
     }
+    worker_.AddSessionHeader();
     worker_.token_spans.clear();
     if (tokens_ != nullptr) {
       for (const std::vector<TokenId>& prompt : tokens_->prompts) worker_.token_spans.push_back(prompt);

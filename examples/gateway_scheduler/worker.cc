@@ -5,11 +5,27 @@
 namespace llmd::host {
 
 Worker::Worker(Gateway& gateway, std::uint64_t seed)
-    : parser({.max_body_bytes = gateway.options().ext_proc.max_body_bytes}), random(seed), gateway_(gateway) {
+    : parser({.max_body_bytes = gateway.options().ext_proc.max_body_bytes}),
+      random(seed),
+      gateway_(gateway),
+      session_reader_(gateway::SessionIdReader::Create().value()) {
   for (const sched::PrefixSource source : {sched::kExactSource, sched::kApproximateSource}) {
     matchers_[source] = gateway.NewMatcher(source);
   }
   Refresh();
+}
+
+void Worker::AddSessionHeader() {
+  constexpr std::string_view kName = "x-session-id";
+  header_views_.clear();
+  for (const sched::Header& header : headers) {
+    if (header.name == kName && !header.value.empty()) return;
+    header_views_.push_back({header.name, header.value});
+  }
+  const gateway::SessionId session = session_reader_.Read(header_views_, session_scratch_);
+  if (!session.found()) return;
+  std::erase_if(headers, [](const sched::Header& header) { return header.name == kName; });
+  headers.push_back({kName, session.value});
 }
 
 Worker::Held Worker::HeldAt(const sched::EndpointPool& pool, sched::EndpointHandle endpoint) {

@@ -5,12 +5,14 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "examples/gateway_scheduler/gateway.h"
 #include "examples/gateway_scheduler/prefix_plan.h"
 #include "llmd/base/random.h"
 #include "llmd/gateway/openai_request.h"
+#include "llmd/gateway/session_id.h"
 #include "llmd/sched/scheduler.h"
 
 namespace llmd::host {
@@ -37,6 +39,10 @@ class Worker {
   std::vector<sched::Position> candidates;
   std::vector<TokenSpan> token_spans;
 
+  // Adds x-session-id to `headers`, which lack it, when the client names its session in another way: this
+  // host runs before the filters of a mesh that would (spec: gateway.md 4.2).
+  void AddSessionHeader();
+
   // Leading blocks of the first prompt that the index holds at the endpoint, of the source that the
   // configuration uses (the exact one first), for reports.
   struct Held {
@@ -50,6 +56,9 @@ class Worker {
   std::uint64_t generation_ = 0;
   std::unique_ptr<sched::PrefixMatcher> matchers_[2];
   index::MatchResult match_;
+  const gateway::SessionIdReader session_reader_;
+  std::vector<gateway::HeaderView> header_views_;
+  std::string session_scratch_;
 };
 
 }  // namespace llmd::host

@@ -280,7 +280,8 @@ int Run(Options& o, std::ostream& out, std::ostream& err) {
 
   Sources sources;
   sources.name = counters->name();
-  const std::vector<WorkerCounters> before = counters->Read(err, sources.complete);
+  std::vector<WorkerCounters> before;
+  o.run.warm = [&] { before = counters->Read(err, sources.complete); };
   const RunResult result = RunPlan(*plan, o.run);
   if (!o.quiet && ::isatty(STDERR_FILENO) == 1) err << "\r\033[K" << std::flush;
   if (counters->any()) {

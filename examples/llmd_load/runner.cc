@@ -88,6 +88,7 @@ class Run {
       AddMessages(request, conversation);
       co_await Send(conversation, request.max_tokens, record);
     }
+    if (options_.warm) options_.warm();
     start_ = Clock::now();
     counting_ = true;
     for (std::size_t i = 0; i < plan_.lanes.size() && !Over(); ++i) {
@@ -121,6 +122,7 @@ class Run {
     for (std::size_t turn = 0; turn < lane.requests.size() && !Over(); ++turn) {
       if (turn > 0) {
         due = Now() + lane.pause;
+        if (options_.max_seconds > 0 && due > options_.max_seconds) break;
         if (lane.pause > 0) co_await SleepUntil(due);
       }
       if (plan_.open_loop) co_await Acquire();

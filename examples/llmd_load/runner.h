@@ -43,6 +43,7 @@ struct RunOptions {
   bool session_x_header = true, session_header = true, session_cookie = true;
   std::vector<std::pair<std::string, std::string>> headers = {};  // further ones
   std::uint64_t sampling_seed = 12345;
+  std::function<void()> warm = {};                     // after the warm-up, before what counts
   std::function<void(const Progress&)> progress = {};  // about once a second
 };
 

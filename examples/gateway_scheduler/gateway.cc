@@ -1,5 +1,7 @@
 #include "examples/gateway_scheduler/gateway.h"
 
+#include <algorithm>
+
 #include <thread>
 #include <utility>
 
@@ -56,9 +58,11 @@ void Gateway::Maintain() {
   }
 }
 
-void Gateway::AddObserver(Observer* observer) {
-  observers_.push_back(observer);
-  wants_explanations_ = wants_explanations_ || observer->wants_explanations();
+void Gateway::AddObserver(Observer* observer) { observers_.push_back(observer); }
+
+bool Gateway::wants_explanations() const {
+  return std::any_of(observers_.begin(), observers_.end(),
+                     [](const Observer* observer) { return observer->wants_explanations(); });
 }
 
 void Gateway::SetTokenSource(std::unique_ptr<TokenSource> source) { tokens_ = std::move(source); }

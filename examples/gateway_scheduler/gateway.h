@@ -80,7 +80,7 @@ class Gateway {
   TokenSource* tokens() { return tokens_.get(); }
   FlowGate& flow() { return *flow_; }
   const std::vector<Observer*>& observers() const { return observers_; }
-  bool wants_explanations() const { return wants_explanations_; }
+  bool wants_explanations() const;  // of this decision
   std::int32_t Priority(std::string_view objective) const { return priority_ ? priority_(objective) : 0; }
   std::optional<std::string> Rewrite(std::string_view model) const {
     return rewrite_ ? rewrite_(model) : std::nullopt;
@@ -111,7 +111,6 @@ class Gateway {
   std::unique_ptr<TokenSource> tokens_;
   std::unique_ptr<FlowGate> flow_;
   std::vector<Observer*> observers_;
-  bool wants_explanations_ = false;
   std::function<std::int32_t(std::string_view)> priority_;
   std::function<std::optional<std::string>(std::string_view)> rewrite_;
   mutable std::mutex mutex_;

@@ -217,6 +217,7 @@ class SessionImpl final : public Session {
 
   void OnOutcome(const sched::FlowOutcome& outcome) {
     const absl::Time now = absl::Now();
+    if (outcome.kind != sched::FlowOutcome::Kind::kEvictRunning) flow_ = outcome.kind;
     if (outcome.kind == sched::FlowOutcome::Kind::kEvictRunning) {
       stream_.Evict(sched::GetDroppedReason(outcome.kind), now);
     } else if (outcome.kind == sched::FlowOutcome::Kind::kDispatched) {
@@ -347,6 +348,8 @@ class SessionImpl final : public Session {
     report.deciding = report.now - began;
     report.tokenizing = tokenizing_;
     report.queued = waited_;
+    report.flow = flow_;
+    decided_ = report.status.ok();
     if (tokens_ != nullptr) {
       for (const auto& prompt : tokens_->prompts) report.prompt_tokens += prompt.size();
     }
@@ -400,8 +403,12 @@ class SessionImpl final : public Session {
     }
     if (info_.received == absl::InfinitePast()) return;  // nothing came that could be called a request
     const std::string& served = response.served_endpoint.empty() ? endpoint_ : response.served_endpoint;
-    const FinishReport report{
-        .request = info_, .response = response, .completion = *completion, .endpoint = served, .now = now};
+    const FinishReport report{.request = info_,
+                              .response = response,
+                              .completion = *completion,
+                              .endpoint = served,
+                              .decided = decided_,
+                              .now = now};
     for (Observer* observer : gateway_.observers()) observer->OnFinished(report);
   }
 
@@ -417,9 +424,11 @@ class SessionImpl final : public Session {
   std::shared_ptr<const PromptTokens> tokens_;
   absl::Time started_tokenizing_ = absl::InfinitePast();
   absl::Duration tokenizing_ = absl::ZeroDuration();
-  std::uint64_t id_ = 0;     // in flow control
-  bool queued_ = false;      // waits there
-  bool dispatched_ = false;  // left it, and counts as running
+  std::uint64_t id_ = 0;  // in flow control
+  bool queued_ = false;   // waits there
+  bool dispatched_ = false;
+  bool decided_ = false;                          // an endpoint was reported
+  std::optional<sched::FlowOutcome::Kind> flow_;  // what flow control said  // left it, and counts as running
   absl::Duration waited_ = absl::ZeroDuration();
   std::string endpoint_;
   sched::Flight flight_;

@@ -20,7 +20,24 @@ inline const std::string* FindHeader(const Headers& headers, std::string_view na
   return nullptr;
 }
 
+// The one header that most messages need.
+inline Headers ContentType(std::string_view type) {
+  Headers headers;
+  headers.emplace_back("content-type", type);
+  return headers;
+}
+
+// No aggregate: GCC 12 destroys twice what braces make within a co_await expression. Lists of headers have
+// to be made before it for the same reason.
 struct Request {
+  Request() = default;
+  explicit Request(std::string its_method, std::string its_target = "/", Headers its_headers = Headers(),
+                   std::string its_body = std::string())
+      : method(std::move(its_method)),
+        target(std::move(its_target)),
+        headers(std::move(its_headers)),
+        body(std::move(its_body)) {}
+
   std::string method = "GET";
   std::string target = "/";  // path and query
   Headers headers = {};

@@ -3,7 +3,7 @@
 //   asio::io_context io;
 //   auto server = *Server::Create(io, {.port = 8000}, [](Request request, Response& response) ->
 //   asio::awaitable<void> {
-//     co_await response.Start(200, {{"content-type", "text/event-stream"}});
+//     co_await response.Start(200, ContentType("text/event-stream"));
 //     for (...) co_await response.Write("data: ...\n\n");   // waits while the client does not read
 //     co_await response.Finish();
 //   });
@@ -60,7 +60,9 @@ struct ServerOptions {
   std::size_t max_header_bytes = 64 << 10;             // 431
   std::size_t max_body_bytes = std::size_t{64} << 20;  // 413
   std::size_t max_connections = 4096;                  // beyond, connections are closed at once
-  std::chrono::seconds idle_timeout{300};              // between requests, and for a request to be read
+  std::chrono::seconds idle_timeout{300};  // between requests, for a request to be read (408), for a client
+                                           // to take any of an answer
+  bool share_port = false;  // with servers of other loops (SO_REUSEPORT), of which the kernel picks one
 };
 
 class Server {

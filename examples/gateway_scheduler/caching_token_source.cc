@@ -351,8 +351,11 @@ void CachingTokenSource::Impl::OnWhole(const JobPtr& job, Result result) {
         absl::StrCat("the tokenizer gave ", (*result)->prompts.size(), " prompts, expected 1"));
   }
   job->whole = std::move(result);
-  if (job->whole.ok()) Give(*job, job->whole, false);
-  if (--job->pending == 0) Conclude(job);
+  if (--job->pending == 0) {
+    Conclude(job);
+  } else if (job->whole.ok()) {
+    Give(*job, job->whole, false);  // parts are still under way, to be compared
+  }
 }
 
 void CachingTokenSource::Impl::OnPart(const JobPtr& job, std::size_t part, absl::StatusOr<Tokens> tokens) {

@@ -43,7 +43,9 @@ std::optional<TokenizerTrust::Stencil> TokenizerTrust::StencilOf(const TokenKey&
                                                                  absl::Time oldest) const {
   const std::lock_guard lock(mutex_);
   const auto found = settings_.find(setting);
-  if (found == settings_.end() || found->second.born < oldest) return std::nullopt;
+  if (found == settings_.end() || found->second.born < oldest || found->second.stencil.prompt.empty()) {
+    return std::nullopt;
+  }
   return found->second.stencil;
 }
 
@@ -65,14 +67,14 @@ void TokenizerTrust::SetStencil(const TokenKey& setting, const absl::StatusOr<st
     known.refused = true;  // the template does not ask behind the messages
     return;
   }
-  known.stencil = {.head = *closed,
-                   .prompt = {open->begin() + static_cast<std::ptrdiff_t>(closed->size()), open->end()}};
+  known.stencil.head = *closed;
+  known.stencil.prompt.assign(open->begin() + static_cast<std::ptrdiff_t>(closed->size()), open->end());
   known.born = now;
 }
 
 void TokenizerTrust::ForgetStencil(const TokenKey& setting) {
   const std::lock_guard lock(mutex_);
-  At(setting).stencil.reset();
+  At(setting).stencil = {};
 }
 
 }  // namespace llmd::host

@@ -51,7 +51,7 @@ class TokenizerTrust {
     std::uint32_t good = 0, used = 0;
     bool refused = false;
     bool asking = false;
-    std::optional<Stencil> stencil = {};
+    Stencil stencil = {};  // the prompt is empty: not known
     absl::Time born = absl::InfinitePast();
   };
   Setting& At(const TokenKey& setting);

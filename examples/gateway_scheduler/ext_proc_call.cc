@@ -73,7 +73,10 @@ void ExtProcCall::Pump() {
     if (have_next_) std::swap(answer_, next_);
     have_next_ = session_->Next(next_);
     grpc::WriteOptions options;
-    if (have_next_) options.set_buffer_hint();
+    // Not the first one: with this hint gRPC would keep the stream's own headers back as well, and only tell
+    // of the write when they are out, which nothing would bring about.
+    if (have_next_ && began_) options.set_buffer_hint();
+    began_ = true;
     writing_ = true;
     ++pending_;
     stream_.Write(answer_, options, static_cast<Completed*>(&written_));

@@ -92,6 +92,7 @@ class ExtProcCall {
   gateway::ProcessingRequest request_;
   gateway::ProcessingResponse answer_, next_;
   bool have_next_ = false;  // taken from the session, not sent yet
+  bool began_ = false;      // something was written
   bool writing_ = false;
   bool broken_ = false;  // nothing can be sent any more
   bool ended_ = false;   // nothing more will be read

@@ -69,17 +69,11 @@ void ExtProcCall::OnRead(bool ok) {
 
 void ExtProcCall::Pump() {
   if (writing_ || finishing_) return;
-  if (!broken_ && (have_next_ || session_->Next(answer_))) {
-    if (have_next_) std::swap(answer_, next_);
-    have_next_ = session_->Next(next_);
-    grpc::WriteOptions options;
-    // Not the first one: with this hint gRPC would keep the stream's own headers back as well, and only tell
-    // of the write when they are out, which nothing would bring about.
-    if (have_next_ && began_) options.set_buffer_hint();
-    began_ = true;
+  if (!broken_ && session_->Next(answer_)) {
     writing_ = true;
     ++pending_;
-    stream_.Write(answer_, options, static_cast<Completed*>(&written_));
+    // Without a buffer hint: a hinted write completes only when something else flushes the transport.
+    stream_.Write(answer_, static_cast<Completed*>(&written_));
     return;
   }
   if (!session_->finished() && !ended_) return;

@@ -107,7 +107,8 @@ class Doorbell final : public PollSource {
 }  // namespace
 
 struct KvEventFeed::Impl {
-  Impl(const KvFeedOptions& feed_options, LabelSelector selector, PoolStore& pool, index::PrefixIndex& i)
+  Impl(const KvFeedOptions& feed_options, std::optional<LabelSelector> selector, PoolStore& pool,
+       index::PrefixIndex& i)
       : options(feed_options),
         index(i),
         mailbox(std::make_shared<Mailbox>()),
@@ -152,14 +153,18 @@ void KvEventFeed::Impl::Run() {
 absl::StatusOr<std::unique_ptr<KvEventFeed>> KvEventFeed::Start(const KvFeedOptions& options, PoolStore& pool,
                                                                 index::PrefixIndex& index) {
   const sched::PreciseOptions::KvEvents& events = options.precise.kv_events;
-  absl::StatusOr<LabelSelector> selector = LabelSelector::Parse(events.pod_label_selector);
-  if (!selector.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("kvEventsConfig.podDiscoveryConfig.podLabelSelector: ", selector.status().message()));
+  std::optional<LabelSelector> selector;
+  if (!events.pod_label_selector.empty()) {
+    absl::StatusOr<LabelSelector> parsed = LabelSelector::Parse(events.pod_label_selector);
+    if (!parsed.ok()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("kvEventsConfig.podDiscoveryConfig.podLabelSelector: ", parsed.status().message()));
+    }
+    selector = *std::move(parsed);
   }
   std::unique_ptr<Impl> impl;
   try {
-    impl = std::make_unique<Impl>(options, *std::move(selector), pool, index);
+    impl = std::make_unique<Impl>(options, std::move(selector), pool, index);
   } catch (const std::exception& error) {
     return absl::ResourceExhaustedError(absl::StrCat("KV event feed: ", error.what()));
   }

@@ -115,7 +115,7 @@ class KvFeedLoop::Listener final : public PollSource {
   LiveSocket socket_;
 };
 
-KvFeedLoop::KvFeedLoop(const KvFeedOptions& options, LabelSelector selector, PoolStore& pool,
+KvFeedLoop::KvFeedLoop(const KvFeedOptions& options, std::optional<LabelSelector> selector, PoolStore& pool,
                        index::PrefixIndex& index, HolderBindings& bindings)
     : options_(options),
       selector_(std::move(selector)),
@@ -142,7 +142,7 @@ std::string KvFeedLoop::Bind(const std::string& address) {
 bool KvFeedLoop::Wanted(const sched::EndpointMetadata& endpoint) const {
   const std::string& wanted_namespace = options_.precise.kv_events.pod_namespace;
   return (wanted_namespace.empty() || endpoint.pod_namespace == wanted_namespace) &&
-         selector_.Matches(endpoint.labels);
+         (!selector_ || selector_->Matches(endpoint.labels));
 }
 
 KvFeedLoop::Endpoint KvFeedLoop::Describe(std::shared_ptr<const sched::EndpointIdentity> identity) const {

@@ -29,8 +29,8 @@ using EndpointIdentities = std::vector<std::shared_ptr<const sched::EndpointIden
 
 class KvFeedLoop {
  public:
-  KvFeedLoop(const KvFeedOptions& options, LabelSelector selector, PoolStore& pool, index::PrefixIndex& index,
-             HolderBindings& bindings);
+  KvFeedLoop(const KvFeedOptions& options, std::optional<LabelSelector> selector, PoolStore& pool,
+             index::PrefixIndex& index, HolderBindings& bindings);
   ~KvFeedLoop();
 
   // Throws std::exception.
@@ -85,7 +85,7 @@ class KvFeedLoop {
   void ForEachPublisher(absl::FunctionRef<void(KvPublisher&, const std::string& address)> visit) const;
 
   const KvFeedOptions options_;
-  const LabelSelector selector_;
+  const std::optional<LabelSelector> selector_;  // absent: all
   PoolStore& pool_;
   index::PrefixIndex& index_;
   HolderBindings& bindings_;

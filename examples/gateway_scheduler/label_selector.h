@@ -1,8 +1,8 @@
-// A Kubernetes label selector: comma-separated requirements that must all hold.
+// A Kubernetes label selector: "app=vllm,env in (prod, staging),!deprecated".
 //
-//   app=vllm,role!=prefill,tier in (a, b),zone notin (x),gpu,!draining
-//
-// A plain value, immutable after Parse(); any thread may match.
+// Terms joined by commas, all of which must hold: key=value, key==value, key!=value, key in (a,b),
+// key notin (a,b), key (is there), !key (is not). As in Kubernetes, != and notin hold for labels that are
+// not there. A plain value; matching does not allocate.
 #ifndef EXAMPLES_GATEWAY_SCHEDULER_LABEL_SELECTOR_H_
 #define EXAMPLES_GATEWAY_SCHEDULER_LABEL_SELECTOR_H_
 
@@ -17,21 +17,28 @@ namespace llmd::host {
 
 class LabelSelector {
  public:
-  LabelSelector() = default;  // matches everything
-  // Empty text matches everything. InvalidArgument shows the requirement that makes no sense.
+  // The error names the term and its place. A selector without terms, which would match all there is, is
+  // refused.
   static absl::StatusOr<LabelSelector> Parse(std::string_view text);
+  // All of `labels`, which Parse() would accept as key=value.
+  static absl::StatusOr<LabelSelector> FromLabels(const sched::Labels& labels);
 
+  LabelSelector() = default;  // matches nothing
   bool Matches(const sched::Labels& labels) const;
+  const std::string& text() const { return text_; }  // for the API server
+  friend bool operator==(const LabelSelector&, const LabelSelector&) = default;
 
  private:
-  struct Requirement {
+  struct Term {
+    enum class Kind { kIn, kNotIn, kExists, kAbsent } kind = Kind::kExists;
     std::string key = {};
-    std::vector<std::string> values = {};  // empty: the key alone
-    bool negated = false;
+    std::vector<std::string> values = {};
+    friend bool operator==(const Term&, const Term&) = default;
   };
-  static absl::StatusOr<Requirement> ParseRequirement(std::string_view text);
+  std::string text_;
+  std::vector<Term> terms_;
 
-  std::vector<Requirement> requirements_;
+  friend class LabelSelectorParser;
 };
 
 }  // namespace llmd::host

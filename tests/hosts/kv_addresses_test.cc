@@ -4,7 +4,6 @@
 #include <string>
 #include <vector>
 
-#include "examples/gateway_scheduler/label_selector.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -70,35 +69,6 @@ TEST(KvAddressesTest, RefusalsNameLabelAndLimit) {
               .status()
               .message()),
       HasSubstr("as many"));
-}
-
-bool Matches(std::string_view selector, const sched::Labels& labels) {
-  const auto parsed = LabelSelector::Parse(selector);
-  EXPECT_TRUE(parsed.ok()) << parsed.status();
-  return parsed.ok() && parsed->Matches(labels);
-}
-
-TEST(LabelSelectorTest, EachKindOfRequirement) {
-  const sched::Labels labels = {{"app", "vllm"}, {"llm-d.ai/inference-serving", "true"}, {"tier", "a"}};
-  EXPECT_TRUE(Matches("", labels));
-  EXPECT_TRUE(Matches(" app = vllm , llm-d.ai/inference-serving==true", labels));
-  EXPECT_FALSE(Matches("app=vllm,tier=b", labels));
-  EXPECT_FALSE(Matches("app!=vllm", labels));
-  EXPECT_TRUE(Matches("role!=prefill", labels));  // absent counts as another
-  EXPECT_TRUE(Matches("tier in (a, b),app", labels));
-  EXPECT_FALSE(Matches("tier in (c)", labels));
-  EXPECT_TRUE(Matches("tier notin (b,c), zone notin (x)", labels));
-  EXPECT_FALSE(Matches("tier notin (a)", labels));
-  EXPECT_FALSE(Matches("zone", labels));
-  EXPECT_TRUE(Matches("!zone", labels));
-  EXPECT_FALSE(Matches("!app", labels));
-}
-
-TEST(LabelSelectorTest, NonsenseIsRefused) {
-  for (const char* text : {",", "a,,b", "a in b", "a in (b", "a (b)", "=x", "!=x", "a=b=c", "a b", "in (x)",
-                           "!", "a in (b c)", "a=(b)", "(a)", ")("}) {
-    EXPECT_FALSE(LabelSelector::Parse(text).ok()) << text;
-  }
 }
 
 }  // namespace

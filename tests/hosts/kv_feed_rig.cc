@@ -14,7 +14,7 @@
 
 #if defined(__SANITIZE_THREAD__)
 // ZeroMQ's queues synchronise in ways that the sanitizer does not see in a library that it did not compile.
-extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libzmq.so\n"; }
+extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libzmq.so\nrace:libzmq.so\n"; }
 #endif
 
 namespace llmd::host {

@@ -9,7 +9,9 @@ namespace llmd::host {
 PoolStore::PoolStore() { Publish(); }
 
 void PoolStore::Publish() {
-  published_.store(std::make_shared<const sched::EndpointPool>(pool_), std::memory_order_release);
+  auto copy = std::make_shared<const sched::EndpointPool>(pool_);
+  const std::lock_guard lock(published_mutex_);
+  published_.swap(copy);
 }
 
 void PoolStore::Update(absl::FunctionRef<void(sched::EndpointPool&)> change) {

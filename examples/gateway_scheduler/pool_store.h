@@ -38,7 +38,10 @@ class PoolStore {
 
   PoolStore();
 
-  Snapshot snapshot() const { return published_.load(std::memory_order_acquire); }
+  Snapshot snapshot() const {
+    const std::lock_guard lock(published_mutex_);
+    return published_;
+  }
   // Whether SetEndpoints() was ever called: an empty pool may be a fact or ignorance.
   bool synced() const { return synced_.load(std::memory_order_acquire); }
 
@@ -56,7 +59,10 @@ class PoolStore {
   std::mutex mutex_;
   sched::EndpointPool pool_;
   std::vector<Listener> listeners_;
-  std::atomic<Snapshot> published_;
+  // Held for the copy of a pointer. (GCC 12's atomic shared_ptr is a spin lock that its load() releases
+  // without ordering what it read.)
+  mutable std::mutex published_mutex_;
+  Snapshot published_;
   std::atomic<bool> synced_ = false;
 };
 

@@ -67,11 +67,13 @@ bool Gateway::wants_explanations() const {
 
 void Gateway::SetTokenSource(std::unique_ptr<TokenSource> source) { tokens_ = std::move(source); }
 
+void Gateway::SetRecorder(std::unique_ptr<DecisionRecorder> recorder) { recorder_ = std::move(recorder); }
+
 void Gateway::SetObjectives(std::function<std::int32_t(std::string_view)> priority) {
   priority_ = std::move(priority);
 }
 
-void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view)> rewrite) {
+void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view, Random&)> rewrite) {
   rewrite_ = std::move(rewrite);
 }
 

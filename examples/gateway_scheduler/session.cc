@@ -114,7 +114,7 @@ class SessionImpl final : public Session {
   void Begin(absl::Time now) {
     Describe();
     const gateway::RequestFacts& facts = stream_.facts();
-    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model);
+    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model, worker_.random);
         target && facts.can_rewrite_model) {
       model_ = *std::move(target);
       info_.target_model = *model_;
@@ -277,9 +277,14 @@ class SessionImpl final : public Session {
                                      .candidates = Candidates(*pool),
                                      .now = now,
                                      .seed = worker_.random.Next()};
-    sched::Explanation* explanation = gateway_.wants_explanations() ? &worker_.explanation : nullptr;
+    DecisionRecorder* recorder = gateway_.recorder();
+    sched::Explanation* explanation =
+        recorder != nullptr || gateway_.wants_explanations() ? &worker_.explanation : nullptr;
     sched::Decision& decision = worker_.decision;
     absl::Status status = worker_.scheduler->Schedule(input, *worker_.workspace, decision, explanation);
+    if (recorder != nullptr) {
+      recorder->Record(worker_.scheduler, input, *worker_.workspace, decision, *explanation, status);
+    }
     if (!status.ok()) {
       Refuse(status, *pool, now, explanation);
       return;

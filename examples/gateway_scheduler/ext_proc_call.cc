@@ -69,14 +69,11 @@ void ExtProcCall::OnRead(bool ok) {
 
 void ExtProcCall::Pump() {
   if (writing_ || finishing_) return;
-  if (!broken_ && (have_next_ || session_->Next(answer_))) {
-    if (have_next_) std::swap(answer_, next_);
-    have_next_ = session_->Next(next_);
-    grpc::WriteOptions options;
-    if (have_next_) options.set_buffer_hint();
+  if (!broken_ && session_->Next(answer_)) {
     writing_ = true;
     ++pending_;
-    stream_.Write(answer_, options, static_cast<Completed*>(&written_));
+    // Without a buffer hint: a hinted write completes only when something else flushes the transport.
+    stream_.Write(answer_, static_cast<Completed*>(&written_));
     return;
   }
   if (!session_->finished() && !ended_) return;

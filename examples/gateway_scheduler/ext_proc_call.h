@@ -90,8 +90,7 @@ class ExtProcCall {
 
   std::shared_ptr<Session> session_;
   gateway::ProcessingRequest request_;
-  gateway::ProcessingResponse answer_, next_;
-  bool have_next_ = false;  // taken from the session, not sent yet
+  gateway::ProcessingResponse answer_;
   bool writing_ = false;
   bool broken_ = false;  // nothing can be sent any more
   bool ended_ = false;   // nothing more will be read

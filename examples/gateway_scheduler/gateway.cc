@@ -1,5 +1,7 @@
 #include "examples/gateway_scheduler/gateway.h"
 
+#include <algorithm>
+
 #include <thread>
 #include <utility>
 
@@ -56,18 +58,22 @@ void Gateway::Maintain() {
   }
 }
 
-void Gateway::AddObserver(Observer* observer) {
-  observers_.push_back(observer);
-  wants_explanations_ = wants_explanations_ || observer->wants_explanations();
+void Gateway::AddObserver(Observer* observer) { observers_.push_back(observer); }
+
+bool Gateway::wants_explanations() const {
+  return std::any_of(observers_.begin(), observers_.end(),
+                     [](const Observer* observer) { return observer->wants_explanations(); });
 }
 
 void Gateway::SetTokenSource(std::unique_ptr<TokenSource> source) { tokens_ = std::move(source); }
+
+void Gateway::SetRecorder(std::unique_ptr<DecisionRecorder> recorder) { recorder_ = std::move(recorder); }
 
 void Gateway::SetObjectives(std::function<std::int32_t(std::string_view)> priority) {
   priority_ = std::move(priority);
 }
 
-void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view)> rewrite) {
+void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view, Random&)> rewrite) {
   rewrite_ = std::move(rewrite);
 }
 

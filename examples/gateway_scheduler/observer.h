@@ -5,12 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "llmd/gateway/ext_proc_stream.h"
+#include "llmd/sched/flow_control.h"
 #include "llmd/sched/scheduler.h"
 
 namespace llmd::host {
@@ -41,6 +43,7 @@ struct DecisionReport {
   std::size_t prompt_tokens = 0;                    // 0: not known
   std::uint32_t cached_blocks = 0;                  // of the prompt at the target
   std::uint32_t total_blocks = 0;
+  std::optional<sched::FlowOutcome::Kind> flow = {};  // what flow control made of it; absent: not asked
   absl::Duration tokenizing = absl::ZeroDuration();
   absl::Duration queued = absl::ZeroDuration();  // in flow control
   absl::Duration deciding = absl::ZeroDuration();
@@ -53,6 +56,7 @@ struct FinishReport {
   const gateway::ResponseFacts& response;
   const gateway::Completion& completion;
   std::string endpoint = {};  // that served; empty: none
+  bool decided = false;       // OnDecision() was told of an endpoint
   absl::Time now = absl::InfinitePast();
 };
 
@@ -60,6 +64,7 @@ struct FinishReport {
 class Observer {
  public:
   virtual ~Observer() = default;
+  // Asked before each decision.
   virtual bool wants_explanations() const { return false; }
   virtual void OnReceived(const RequestInfo&) {}  // the request is complete, before its decision
   virtual void OnDecision(const DecisionReport&) {}

@@ -114,7 +114,7 @@ class SessionImpl final : public Session {
   void Begin(absl::Time now) {
     Describe();
     const gateway::RequestFacts& facts = stream_.facts();
-    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model);
+    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model, worker_.random);
         target && facts.can_rewrite_model) {
       model_ = *std::move(target);
       info_.target_model = *model_;
@@ -217,6 +217,7 @@ class SessionImpl final : public Session {
 
   void OnOutcome(const sched::FlowOutcome& outcome) {
     const absl::Time now = absl::Now();
+    if (outcome.kind != sched::FlowOutcome::Kind::kEvictRunning) flow_ = outcome.kind;
     if (outcome.kind == sched::FlowOutcome::Kind::kEvictRunning) {
       stream_.Evict(sched::GetDroppedReason(outcome.kind), now);
     } else if (outcome.kind == sched::FlowOutcome::Kind::kDispatched) {
@@ -276,9 +277,14 @@ class SessionImpl final : public Session {
                                      .candidates = Candidates(*pool),
                                      .now = now,
                                      .seed = worker_.random.Next()};
-    sched::Explanation* explanation = gateway_.wants_explanations() ? &worker_.explanation : nullptr;
+    DecisionRecorder* recorder = gateway_.recorder();
+    sched::Explanation* explanation =
+        recorder != nullptr || gateway_.wants_explanations() ? &worker_.explanation : nullptr;
     sched::Decision& decision = worker_.decision;
     absl::Status status = worker_.scheduler->Schedule(input, *worker_.workspace, decision, explanation);
+    if (recorder != nullptr) {
+      recorder->Record(worker_.scheduler, input, *worker_.workspace, decision, *explanation, status);
+    }
     if (!status.ok()) {
       Refuse(status, *pool, now, explanation);
       return;
@@ -347,6 +353,8 @@ class SessionImpl final : public Session {
     report.deciding = report.now - began;
     report.tokenizing = tokenizing_;
     report.queued = waited_;
+    report.flow = flow_;
+    decided_ = report.status.ok();
     if (tokens_ != nullptr) {
       for (const auto& prompt : tokens_->prompts) report.prompt_tokens += prompt.size();
     }
@@ -400,8 +408,12 @@ class SessionImpl final : public Session {
     }
     if (info_.received == absl::InfinitePast()) return;  // nothing came that could be called a request
     const std::string& served = response.served_endpoint.empty() ? endpoint_ : response.served_endpoint;
-    const FinishReport report{
-        .request = info_, .response = response, .completion = *completion, .endpoint = served, .now = now};
+    const FinishReport report{.request = info_,
+                              .response = response,
+                              .completion = *completion,
+                              .endpoint = served,
+                              .decided = decided_,
+                              .now = now};
     for (Observer* observer : gateway_.observers()) observer->OnFinished(report);
   }
 
@@ -417,9 +429,11 @@ class SessionImpl final : public Session {
   std::shared_ptr<const PromptTokens> tokens_;
   absl::Time started_tokenizing_ = absl::InfinitePast();
   absl::Duration tokenizing_ = absl::ZeroDuration();
-  std::uint64_t id_ = 0;     // in flow control
-  bool queued_ = false;      // waits there
-  bool dispatched_ = false;  // left it, and counts as running
+  std::uint64_t id_ = 0;  // in flow control
+  bool queued_ = false;   // waits there
+  bool dispatched_ = false;
+  bool decided_ = false;                          // an endpoint was reported
+  std::optional<sched::FlowOutcome::Kind> flow_;  // what flow control said  // left it, and counts as running
   absl::Duration waited_ = absl::ZeroDuration();
   std::string endpoint_;
   sched::Flight flight_;

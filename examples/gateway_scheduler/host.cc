@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "examples/gateway_scheduler/caching_token_source.h"
 #include "examples/gateway_scheduler/curl_loop.h"
 #include "examples/gateway_scheduler/decision_recorder.h"
 #include "examples/gateway_scheduler/endpoints_file_watcher.h"
@@ -217,7 +218,8 @@ class HostImpl final : public Host {
     absl::StatusOr<EngineTokenOptions> engine = EngineTokenOptionsOf(*scheduler_);
     if (!engine.ok()) return engine.status();
     if (!options_.tokenizer_url.empty()) engine->url = options_.tokenizer_url;
-    gateway_->SetTokenSource(std::make_unique<EngineTokenSource>(*engine, curl_, &pool_));
+    gateway_->SetTokenSource(std::make_unique<CachingTokenSource>(
+        CachingTokenOptions{}, std::make_unique<EngineTokenSource>(*engine, curl_, &pool_)));
     return absl::OkStatus();
   }
 

@@ -22,7 +22,8 @@
 // - A request is read whole before it is sent on, up to max_body_bytes (413), and is held twice meanwhile.
 // - A response that is no event stream is held until its end, up to max_response_body_bytes of the gateway's
 //   options; trailers are dropped.
-// - The next destination is tried only when no connection could be made: never after a request was sent.
+// - The next destination is tried only when no connection could be made: never after a request was sent, but
+//   that one goes again over a new connection when a kept one turns out to have been closed.
 // - No outlier detection, no rate limits, no load shedding but the scheduler's; no access log but the host's.
 // - P/D: only NIXL v2; encode stage and peers for cached prefixes (x-encoder-hosts-ports,
 //   x-kv-cache-source-host-port) are dropped; the body of a disaggregated request is written anew.

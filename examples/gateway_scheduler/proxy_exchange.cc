@@ -200,9 +200,7 @@ asio::awaitable<ProxyExchange::Reply> ProxyExchange::Ask() {
   request_.body = bodies->DecodeBody(prefill.result);
   Reply reply = co_await AskDestinations(std::move(request_));
   if (reply.upstream != nullptr) {
-    const std::string* type = http::FindHeader(reply.headers, "content-type");
-    reply.rewriter.emplace(type != nullptr && type->find("text/event-stream") != type->npos,
-                           prefill.result.cached_tokens);
+    reply.rewriter.emplace(IsEventStream(reply.headers), prefill.result.cached_tokens);
   }
   co_return reply;
 }
@@ -285,8 +283,7 @@ asio::awaitable<void> ProxyExchange::Relay(Reply reply) {
   RemoveHopByHop(reply.headers);
   status_ = reply.status;
   headers_ = std::move(reply.headers);
-  const std::string* type = http::FindHeader(headers_, "content-type");
-  event_stream_ = type != nullptr && type->find("text/event-stream") != type->npos;
+  event_stream_ = IsEventStream(headers_);
   const std::string* length = http::FindHeader(headers_, "content-length");
   const bool no_body = head_only_ || status_ == 204 || status_ == 304 ||
                        (reply.upstream == nullptr ? reply.body.empty() : length != nullptr && *length == "0");

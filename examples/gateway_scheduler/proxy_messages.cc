@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "llmd/base/strings.h"
@@ -41,6 +42,11 @@ void RemoveHopByHop(http::Headers& headers) {
   std::erase_if(headers, [&](const auto& header) {
     return std::find(names.begin(), names.end(), header.first) != names.end();
   });
+}
+
+bool IsEventStream(const http::Headers& headers) {
+  const std::string* type = http::FindHeader(headers, "content-type");
+  return type != nullptr && absl::StrContains(absl::AsciiStrToLower(*type), "text/event-stream");
 }
 
 void AppendForwardedFor(std::string_view peer, http::Headers& headers) {

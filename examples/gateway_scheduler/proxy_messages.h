@@ -17,6 +17,7 @@ namespace ext_proc = envoy::service::ext_proc::v3;
 
 // What concerns one connection and not the message (RFC 9110 7.6.1).
 void RemoveHopByHop(http::Headers& headers);
+bool IsEventStream(const http::Headers& headers);
 // Appends to the list of addresses that a request came through.
 void AppendForwardedFor(std::string_view peer, http::Headers& headers);
 

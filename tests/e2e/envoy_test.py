@@ -334,7 +334,7 @@ def main(options):
         suite = Suite(rig)
         cases.run("e1_bytes_1_kb", suite.identical, suite.e1, 1_000, 100)
         cases.run("e1_bytes_100_kb", suite.identical, suite.e1, 100_000, 100)
-        cases.run("e1_bytes_5_mb", suite.identical, suite.e1, 5_000_000, 24)
+        cases.run("e1_bytes_5_mb", suite.identical, suite.e1, 5_000_000, 12)
         cases.run("e1_bytes_chunked", suite.identical, suite.e1, 300_000, 4, 10_007)
         cases.run("e1_streaming", suite.streaming, suite.e1)
         for name in ("refused", "destination_of_clients", "get", "hosts_header", "sticky", "spread"):

@@ -186,13 +186,14 @@ class Demo:
             time.sleep(0.05)
 
     def load(self, target, workers, arguments):
-        command = [self.program("llmd_load"), "--target", target, "--model", MODEL, "--json", *arguments]
+        command = [self.program("llmd_load"), "--target", target, "--model", MODEL, "--json", "--quiet", *arguments]
         for port, _ in workers:
             command += ["--worker", f"http://127.0.0.1:{port}"]
         done = subprocess.run([str(part) for part in command], stdout=subprocess.PIPE, timeout=300, check=False)
+        report = json.loads(done.stdout or "{}")
         if done.returncode == 2:
-            raise Failure(f"nothing was measured through {target}")
-        return json.loads(done.stdout)
+            raise Failure(f"nothing was measured through {target}: {report.get('errors', 'see above')}")
+        return report
 
 
 def find_envoy(venv):
@@ -253,17 +254,17 @@ def run(options, demo):
     status = f"http://127.0.0.1:{ports['status']}/"
     print(f"gateway {url}   status page {status}", flush=True)
 
-    quick = options.quick
+    each, conversations, turns = (5, 4, 3) if options.quick else (20, 12, 6)
     table, passed = [], True
     # Texts of its own for each, so that no run finds what another one left in the caches.
     for name, target, tag in ((other[0], other[1], "plain"), ("gateway, exact prefix", url, "picked")):
         prompt = f"Demonstration {tag}. " + (ROOT / "README.md").read_text()[:900]
         for workload, arguments in (
-                ("5 sessions, equal prompts", ["--workload", "multi5", "--requests", 5 if quick else 20, "--pause", 0.1,
-                                               "--prompt", prompt]),
-                ("12 conversations, growing", ["--workload", "chat", "--sessions", 4 if quick else 12, "--requests",
-                                               3 if quick else 6, "--prefix-tokens", 256, "--turn-tokens", 256,
-                                               "--seed", 1 if tag == "plain" else 2, "--pause", 0.2])):
+                (f"5 sessions, {each} equal prompts",
+                 ["--workload", "multi5", "--requests", each, "--pause", 0.1, "--prompt", prompt]),
+                (f"{conversations} conversations, {turns} turns",
+                 ["--workload", "chat", "--sessions", conversations, "--requests", turns, "--prefix-tokens", 256,
+                  "--turn-tokens", 256, "--seed", 1 if tag == "plain" else 2, "--pause", 0.2])):
             print(f"  {name}: {workload} ...", flush=True)
             report = demo.load(target, workers, arguments + ["--max-error-rate", 1])
             table.append([name, workload, *rows(report, workers)])

@@ -122,6 +122,7 @@ std::optional<Subject> StartSubject(const Options& options, const std::string& e
                "--status-port=0",
                "--secure-serving=false",
                "--endpoints-file=" + endpoints_file,
+               "--drain-timeout=0s",
                "--threads=" + std::to_string(options.server_threads),
                "--refresh-metrics-interval=" + std::to_string(options.refresh_ms) + "ms",
                "--metrics-staleness-threshold=" + std::to_string(4 * options.refresh_ms) + "ms"};

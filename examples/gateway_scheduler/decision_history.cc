@@ -88,23 +88,22 @@ Json Summary(const DecisionEntry& entry) {
 
 }  // namespace
 
-DecisionHistory::DecisionHistory(const DecisionHistoryOptions& options) : options_(options) {}
+DecisionHistory::DecisionHistory(const DecisionHistoryOptions& options)
+    : options_(options),
+      interval_nanos_(static_cast<std::int64_t>(1e9 / options.per_second)),
+      burst_nanos_(interval_nanos_ * (static_cast<std::int64_t>(options.size) - 1)) {}
 
+// A bucket of as many as are kept, which fills evenly: `next_nanos_` is when it will be full.
 bool DecisionHistory::wants_explanations() const {
-  const double burst = static_cast<double>(options_.size) / options_.per_second * 1e9;
-  return static_cast<double>(next_nanos_.load(std::memory_order_relaxed) - absl::GetCurrentTimeNanos()) <
-         burst;
+  return next_nanos_.load(std::memory_order_relaxed) - absl::GetCurrentTimeNanos() <= burst_nanos_;
 }
 
-// A bucket of as many as are kept, which fills evenly.
 bool DecisionHistory::Take() {
-  const auto interval = static_cast<std::int64_t>(1e9 / options_.per_second);
-  const auto burst =
-      static_cast<std::int64_t>(static_cast<double>(options_.size) / options_.per_second * 1e9);
   const std::int64_t now = absl::GetCurrentTimeNanos();
   std::int64_t next = next_nanos_.load(std::memory_order_relaxed);
-  while (next - now < burst) {
-    if (next_nanos_.compare_exchange_weak(next, std::max(next, now) + interval, std::memory_order_relaxed)) {
+  while (next - now <= burst_nanos_) {
+    if (next_nanos_.compare_exchange_weak(next, std::max(next, now) + interval_nanos_,
+                                          std::memory_order_relaxed)) {
       return true;
     }
   }

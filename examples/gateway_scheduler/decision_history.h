@@ -86,8 +86,9 @@ class DecisionHistory final : public Observer {
   bool Take();
 
   const DecisionHistoryOptions options_;
+  const std::int64_t interval_nanos_, burst_nanos_;
   std::atomic<std::uint64_t> seen_ = 0;
-  std::atomic<std::int64_t> next_nanos_ = 0;  // when a bucket that is filled evenly is full again
+  std::atomic<std::int64_t> next_nanos_ = 0;
   mutable std::mutex mutex_;
   std::uint64_t sequence_ = 0;
   std::deque<Entry> entries_;  // oldest first

@@ -1,6 +1,9 @@
 #include "examples/gateway_scheduler/ext_proc_call.h"
 
+#include <string>
 #include <utility>
+
+#include "absl/time/clock.h"
 
 namespace llmd::host {
 
@@ -46,6 +49,8 @@ void ExtProcCall::OnAccepted(bool ok) {
       gateway_, *queue_.worker,
       [mailbox = queue_.mailbox](std::function<void()> work) { mailbox->Post(std::move(work)); },
       [this] { Pump(); });
+  began_ = absl::Now();
+  for (Observer* observer : gateway_.observers()) observer->OnStreamStarted();
   // The notification of the end takes the place of this operation in the count.
   ++pending_;
   stream_.Read(&request_, static_cast<Completed*>(&read_));
@@ -98,7 +103,12 @@ void ExtProcCall::OnWritten(bool ok) {
 void ExtProcCall::OnFinished(bool) { Release(); }
 
 void ExtProcCall::OnDone(bool) {
-  if (context_.IsCancelled()) {
+  const bool cancelled = context_.IsCancelled();
+  const std::string code = cancelled                 ? "Canceled"
+                           : session_->status().ok() ? "OK"
+                                                     : absl::StatusCodeToString(session_->status().code());
+  for (Observer* observer : gateway_.observers()) observer->OnStreamEnded(code, absl::Now() - began_);
+  if (cancelled) {
     broken_ = true;
     ended_ = true;
     session_->Close(gateway::CloseReason::kCancelled);

@@ -95,6 +95,7 @@ class ExtProcCall {
   bool broken_ = false;  // nothing can be sent any more
   bool ended_ = false;   // nothing more will be read
   bool finishing_ = false;
+  absl::Time began_ = absl::InfinitePast();
   int pending_ = 0;  // operations on the queue
 };
 

@@ -24,7 +24,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(GatewayOptions options,
   gateway->approx_ = *std::move(approx);
   gateway->approx_holders_ =
       std::make_unique<ApproxHolders>(*gateway->approx_, gateway->approx_writer_, pool);
-  gateway->flow_ = std::make_unique<FlowGate>(pool);
+  gateway->flow_ = std::make_unique<FlowGate>(pool, [raw = gateway.get()](absl::Duration took) {
+    for (Observer* observer : raw->observers_) observer->OnDispatchCycle(took);
+  });
 
   sched::Resources& resources = gateway->resources_;
   resources.prefix_sources.resize(2);
@@ -100,7 +102,7 @@ std::vector<std::string> Gateway::warnings() const {
 
 Gateway::ApproxStats Gateway::approx_stats() const {
   const std::lock_guard lock(*approx_writer_);
-  return {.index = approx_->stats(), .memory_bytes = approx_->memory_usage().total_bytes()};
+  return {.index = approx_->stats(), .memory = approx_->memory_usage()};
 }
 
 }  // namespace llmd::host

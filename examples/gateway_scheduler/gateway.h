@@ -81,6 +81,7 @@ class Gateway {
   }
   TokenSource* tokens() { return tokens_.get(); }
   FlowGate& flow() { return *flow_; }
+  const std::shared_ptr<sched::PluginStates>& plugin_states() const { return resources_.states; }
   DecisionRecorder* recorder() { return recorder_.get(); }
   const std::vector<Observer*>& observers() const { return observers_; }
   bool wants_explanations() const;  // of this decision
@@ -95,7 +96,7 @@ class Gateway {
   // Size and memory of the approximate index.
   struct ApproxStats {
     index::IndexStats index;
-    std::size_t memory_bytes = 0;
+    MemoryUsage memory = {};
   };
   ApproxStats approx_stats() const;
 

@@ -14,6 +14,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "examples/gateway_scheduler/caching_token_source.h"
 #include "examples/gateway_scheduler/curl_loop.h"
 #include "examples/gateway_scheduler/decision_recorder.h"
 #include "examples/gateway_scheduler/endpoints_file_watcher.h"
@@ -21,9 +23,11 @@
 #include "examples/gateway_scheduler/estimate_token_source.h"
 #include "examples/gateway_scheduler/ext_proc_server.h"
 #include "examples/gateway_scheduler/gateway.h"
+#include "examples/gateway_scheduler/http_proxy.h"
 #include "examples/gateway_scheduler/kubernetes_discovery.h"
 #include "examples/gateway_scheduler/kv_event_feed.h"
 #include "examples/gateway_scheduler/metrics_scraper.h"
+#include "examples/gateway_scheduler/observability.h"
 #include "examples/gateway_scheduler/pool_store.h"
 #include "examples/gateway_scheduler/prefix_plan.h"
 #include "examples/gateway_scheduler/tls.h"
@@ -135,12 +139,15 @@ class HostImpl final : public Host {
     if (s.ok()) s = StartDiscovery();
     if (s.ok()) s = StartScraper();
     if (s.ok()) s = StartServer();
+    if (s.ok()) s = StartProxy();
+    if (s.ok()) s = ListenForWatchers();
     return s;
   }
 
   std::string ReadyLine() const override {
-    return absl::StrCat("ready ext_proc=", server_->port(), " health=", server_->health_port(), " metrics=0",
-                        " status=0 proxy=0");
+    return absl::StrCat("ready ext_proc=", server_->port(), " health=", server_->health_port(),
+                        " metrics=", watch_->metrics_port(), " status=", watch_->status_port(),
+                        " proxy=", proxy_ == nullptr ? 0 : proxy_->port());
   }
 
   absl::Status Reload() override {
@@ -151,6 +158,7 @@ class HostImpl final : public Host {
     std::vector<std::string> warnings;
     if (absl::Status s = gateway_->Reload(*text, &warnings); !s.ok()) return s;
     for (const std::string& warning : warnings) spdlog::warn("{}", warning);
+    watch_->SetScheduler(*gateway_->schedulers().Current().scheduler);
     return absl::OkStatus();
   }
 
@@ -160,7 +168,14 @@ class HostImpl final : public Host {
     if (stopped_) return;
     stopped_ = true;
     if (gateway_ != nullptr) gateway_->ShutDown();
+    if (proxy_ != nullptr) {
+      proxy_->Drain();
+      const absl::Time limit = absl::Now() + kStreamPatience;
+      while (proxy_->connections() > 0 && absl::Now() < limit) absl::SleepFor(absl::Milliseconds(10));
+      proxy_->Stop();
+    }
     if (server_ != nullptr) server_->Shutdown(kStreamPatience);
+    if (watch_ != nullptr) watch_->Stop();
   }
 
  private:
@@ -182,6 +197,9 @@ class HostImpl final : public Host {
     gateway_ = *std::move(made);
     scheduler_ = gateway_->schedulers().Current().scheduler;
     for (const std::string& warning : gateway_->warnings()) spdlog::warn("{}", warning);
+    auto watch = Observability::Create(options_, *gateway_);
+    if (!watch.ok()) return watch.status();
+    watch_ = *std::move(watch);
     if (!options_.decision_log.empty()) {
       auto recorder = DecisionRecorder::Create(options_.decision_log);
       if (!recorder.ok()) return recorder.status();
@@ -200,7 +218,8 @@ class HostImpl final : public Host {
     absl::StatusOr<EngineTokenOptions> engine = EngineTokenOptionsOf(*scheduler_);
     if (!engine.ok()) return engine.status();
     if (!options_.tokenizer_url.empty()) engine->url = options_.tokenizer_url;
-    gateway_->SetTokenSource(std::make_unique<EngineTokenSource>(*engine, curl_, &pool_));
+    gateway_->SetTokenSource(std::make_unique<CachingTokenSource>(
+        CachingTokenOptions{}, std::make_unique<EngineTokenSource>(*engine, curl_, &pool_)));
     return absl::OkStatus();
   }
 
@@ -289,6 +308,36 @@ class HostImpl final : public Host {
     return absl::OkStatus();
   }
 
+  absl::Status StartProxy() {
+    if (options_.proxy_port < 0) return absl::OkStatus();
+    auto proxy = HttpProxy::Create({.address = options_.bind_address,
+                                    .port = static_cast<std::uint16_t>(options_.proxy_port),
+                                    .threads = Threads(),
+                                    .max_body_bytes = options_.max_body_bytes,
+                                    .pd = options_.proxy_pd},
+                                   *gateway_);
+    if (!proxy.ok()) {
+      return absl::Status(proxy.status().code(), absl::StrCat(proxy.status().message(), " (--proxy-port)"));
+    }
+    proxy_ = *std::move(proxy);
+    return absl::OkStatus();
+  }
+
+  absl::Status ListenForWatchers() {
+    watch_->AddListener("ext_proc", server_->port());
+    watch_->AddListener("health", server_->health_port());
+    if (proxy_ != nullptr) watch_->AddListener("proxy", proxy_->port());
+    absl::Status s = watch_->Listen(
+        {.gateway = gateway_.get(),
+         .events = events_.get(),
+         .scraper = scraper_ ? &*scraper_ : nullptr,
+         .condition = [this] {
+           return std::string(draining_ ? "draining" : Ready() ? "ready" : "waiting for endpoints");
+         }});
+    if (s.ok()) watch_->AddListener("metrics", watch_->metrics_port());
+    return s;
+  }
+
   int Threads() const {
     return options_.threads > 0 ? options_.threads
                                 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
@@ -307,7 +356,9 @@ class HostImpl final : public Host {
   std::unique_ptr<EndpointsFileWatcher> endpoints_file_;
   std::unique_ptr<KubernetesDiscovery> kubernetes_;
   std::optional<MetricsScraper> scraper_;
+  std::unique_ptr<Observability> watch_;
   std::unique_ptr<ExtProcServer> server_;
+  std::unique_ptr<HttpProxy> proxy_;
 };
 
 }  // namespace

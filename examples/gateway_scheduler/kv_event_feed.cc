@@ -3,7 +3,6 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-#include <atomic>
 #include <cerrno>
 #include <exception>
 #include <mutex>
@@ -117,7 +116,11 @@ struct KvEventFeed::Impl {
   }
 
   void Run();
-  void Publish() { published.store(std::make_shared<const KvFeedStats>(loop.stats())); }
+  void Publish() {
+    auto stats = std::make_shared<const KvFeedStats>(loop.stats());
+    const std::lock_guard lock(published_mutex);
+    published.swap(stats);
+  }
 
   const KvFeedOptions options;
   index::PrefixIndex& index;
@@ -125,7 +128,8 @@ struct KvEventFeed::Impl {
   Doorbell doorbell;
   KvFeedLoop loop;
   std::string bound;
-  std::atomic<std::shared_ptr<const KvFeedStats>> published;
+  std::mutex published_mutex;
+  std::shared_ptr<const KvFeedStats> published;
   std::thread thread;
 };
 
@@ -194,7 +198,10 @@ KvEventFeed::~KvEventFeed() {
   impl_->thread.join();
 }
 
-std::shared_ptr<const KvFeedStats> KvEventFeed::stats() const { return impl_->published.load(); }
+std::shared_ptr<const KvFeedStats> KvEventFeed::stats() const {
+  const std::lock_guard lock(impl_->published_mutex);
+  return impl_->published;
+}
 
 bool KvEventFeed::RunOnIndex(std::function<void(index::PrefixIndex&)> work) {
   return impl_->mailbox->Post(std::move(work));

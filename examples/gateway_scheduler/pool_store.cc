@@ -8,9 +8,7 @@ namespace llmd::host {
 
 PoolStore::PoolStore() { Publish(); }
 
-void PoolStore::Publish() {
-  published_.store(std::make_shared<const sched::EndpointPool>(pool_), std::memory_order_release);
-}
+void PoolStore::Publish() { published_.store(std::make_shared<const sched::EndpointPool>(pool_)); }
 
 void PoolStore::Update(absl::FunctionRef<void(sched::EndpointPool&)> change) {
   const std::lock_guard lock(mutex_);

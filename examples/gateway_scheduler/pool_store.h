@@ -20,6 +20,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "examples/gateway_scheduler/published.h"
 #include "llmd/sched/endpoint_pool.h"
 
 namespace llmd::host {
@@ -38,7 +39,7 @@ class PoolStore {
 
   PoolStore();
 
-  Snapshot snapshot() const { return published_.load(std::memory_order_acquire); }
+  Snapshot snapshot() const { return published_.load(); }
   // Whether SetEndpoints() was ever called: an empty pool may be a fact or ignorance.
   bool synced() const { return synced_.load(std::memory_order_acquire); }
 
@@ -56,7 +57,7 @@ class PoolStore {
   std::mutex mutex_;
   sched::EndpointPool pool_;
   std::vector<Listener> listeners_;
-  std::atomic<Snapshot> published_;
+  Published<sched::EndpointPool> published_;
   std::atomic<bool> synced_ = false;
 };
 

@@ -55,10 +55,12 @@ class SessionImpl final : public Session {
         break;
       case ExtProcEvent::kResponseHeaders:
         OnResponseHeaders(now);
+        responding_ += absl::Now() - now;
         break;
       case ExtProcEvent::kResponseBody:
       case ExtProcEvent::kResponseEnd:
         OnResponseBody(now);
+        responding_ += absl::Now() - now;
         break;
       case ExtProcEvent::kNone:
       case ExtProcEvent::kFailed:
@@ -413,6 +415,7 @@ class SessionImpl final : public Session {
                               .completion = *completion,
                               .endpoint = served,
                               .decided = decided_,
+                              .response_processing = responding_,
                               .now = now};
     for (Observer* observer : gateway_.observers()) observer->OnFinished(report);
   }
@@ -437,6 +440,7 @@ class SessionImpl final : public Session {
   absl::Duration waited_ = absl::ZeroDuration();
   std::string endpoint_;
   sched::Flight flight_;
+  absl::Duration responding_ = absl::ZeroDuration();  // spent on the response
   std::uint64_t chunks_ = 0;
   absl::Time last_chunk_ = absl::InfinitePast();
 };

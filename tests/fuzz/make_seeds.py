@@ -44,6 +44,23 @@ def ingest(vectors, folder):
     write(folder, "all", b"".join(apply(case, i % 4) for i, case in enumerate(cases)))
 
 
+def kv_publisher(vectors, folder):
+    # Steps: operation, detail, and for messages a 16-bit length and the payload.
+    def message(operation, detail, case):
+        payload = bytes.fromhex(case["payload_hex"])
+        return bytes([operation, detail]) + len(payload).to_bytes(2, "little") + payload
+
+    up, down, live, answer, tick, retire = 0, 2, 4, 8, 0xFC, 14
+    end = bytes([answer, 0xE0, 0, 0])
+    for case in vectors["cases"]:
+        if len(case["payload_hex"]) >= 2 * 65536:
+            continue
+        steps = bytes([up, 0]) + message(answer, 0x80, case) + end
+        steps += message(live, 1 << 2, case) + message(live, 4 << 2, case) + message(answer, 0x82, case) + end
+        steps += bytes([down, 0, tick, 0, up, 0]) + message(live, (1 << 2) | 1, case) + bytes([retire, 0])
+        write(folder, case["id"], steps)
+
+
 def config_file(tests, folder):
     for path in [*tests.glob("configs/*.yaml"), *tests.glob("config_corpus/*.yaml")]:
         write(folder, path.name, path.read_bytes())
@@ -129,6 +146,7 @@ def main():
     config_file(golden.parent / "sched", corpus / "fuzz_config_file")
     event_decoder(vectors, corpus / "fuzz_event_decoder")
     ingest(vectors, corpus / "fuzz_ingest")
+    kv_publisher(vectors, corpus / "fuzz_kv_publisher")
     publisher_stream(corpus / "fuzz_publisher_stream")
     session_cookie(corpus / "fuzz_session_cookie")
     prometheus_text(corpus / "fuzz_prometheus_text")

@@ -160,6 +160,7 @@ TEST_F(KvEventFeedHostileTest, EndlessReplayDoesNotKeepOthersWaiting) {
   AwaitDepth("honest", MakePrompt(49, 4), 4);
   AwaitPublisher("the deadline", "127.0.0.1:1",
                  [](const KvPublisherStats& row) { return row.stream.replays_failed > 0; });
+  endless.set_replies(nullptr);
 }
 
 TEST_F(KvEventFeedHostileTest, AlternatingModelsCostLittle) {

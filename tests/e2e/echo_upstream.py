@@ -94,14 +94,14 @@ class Server:
             return await answer(writer, 503, b"no metrics today")
         if mode != "huge":
             return await answer(writer, 200, PAGE.format(**self.state, now=time.time()).encode(), "text/plain; version=0.0.4")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ncontent-length: %d\r\n\r\n" % HUGE)
-        line = b'vllm:num_requests_waiting{model_name="%s"} 1\n' % (b"x" * 4000)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/plain\r\ntransfer-encoding: chunked\r\n\r\n")
+        lines = b'vllm:num_requests_waiting{model_name="%s"} 1\n' % (b"x" * 4000) * 16
         sent = 0
         while sent < HUGE:
-            writer.write(line * 16)
-            await writer.drain()
-            sent += len(line) * 16
+            writer.write(b"%x\r\n%s\r\n" % (len(lines), lines))
+            sent += len(lines)
             self.state["page_bytes"] = max(self.state["page_bytes"], sent)
+            await writer.drain()
         return False
 
 

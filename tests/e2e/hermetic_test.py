@@ -193,6 +193,7 @@ class Suite:
         assert text == ("inference error: ServiceUnavailable - failed to find endpoint candidates for serving the "
                         "request"), text
         assert pc.set_headers(routed.immediate.headers)["x-llm-d-request-dropped-reason"] == "rejected-no-endpoints"
+        channel.close()
         gateway.stop()
 
     def missing_model(self):
@@ -314,6 +315,7 @@ class Suite:
         for token in ("not base64 !", base64.b64encode(b"default/nobody").decode(), ""):
             odd = ("x-session-token" if strategy == "encoded_endpoint_header" else "x-session-id", token)
             assert self.pick(odd, channel=channel).destination == self.hosts[0], token
+        channel.close()
         gateway.stop()
 
     def session_affinity_pd(self):
@@ -332,6 +334,7 @@ class Suite:
         assert self.pick(channel=channel).headers["x-prefiller-host-port"] == self.hosts[1]
         bound = self.pick(("x-session-token", token), ("x-prefiller-host-port", "6.6.6.6:6"), channel=channel)
         assert bound.headers["x-prefiller-host-port"] == self.hosts[2]
+        channel.close()
         gateway.stop()
 
     def grpc_generate_and_embed(self):
@@ -353,6 +356,7 @@ class Suite:
         for bad in (frame[:-1], b"\1" + frame[1:], struct.pack(">BI", 0, 3) + b"\xff\xff\xff", b"{}"):
             routed = pc.route(channel, request_headers("/vllm.grpc.engine.VllmEngine/Generate"), bad)
             assert routed.status == 400, (bad[:10], routed.status)
+        channel.close()
         gateway.stop()
 
     # --- from the reference's unit tables

@@ -91,13 +91,16 @@ class Suite:
 
     def messages_out_of_order(self):
         body, response = pc.body(b"{}"), pc.headers([(":status", "200")], kind="response")
-        for messages in ([body], [response], [pc.headers(request_headers()), response],
-                         [pc.headers(request_headers()), pc.headers(request_headers())], [pc.Request()],
-                         [pc.trailers()], [pc.body(b"x", kind="response")]):
+        for messages in ([body], [pc.headers(request_headers()), pc.headers(request_headers())], [pc.Request()],
+                         [pc.trailers()]):
             answers, code = self.ends(*messages)
             kinds = [answer.WhichOneof("response") for answer in answers]
             assert code not in (grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED) or "immediate_response" in kinds, \
                 (messages, kinds, code)
+        # A data plane may skip the request, or answer it by itself: there is nothing to decide, and the response passes.
+        for before in ([], [pc.headers(request_headers())]):
+            stream = pc.Stream(self.channel).send(*before, response, pc.body(b"x", kind="response"))
+            assert [answer.WhichOneof("response") for answer in stream.rest()] == ["response_headers", "response_body"]
         self.serves()
 
     def unknown_enum_values(self):
@@ -147,7 +150,6 @@ class Suite:
         deep = b'{"model":"m","messages":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
         for body in (b"", b"\xff\xfe", b"null", b"[]", b'"x"', b"{", deep, b'{"model":1,"messages":[]}',
                      b'{"model":"m","messages":[{"role":"user","content":"\xff\xff"}]}',
-                     b'{"model":"m","messages":[{"role":"user","content":"\\ud800"}]}',
                      b'{"model":"m","messages":"x"}', b'{"model":"m","messages":[]} trailing',
                      b'{"model":"m","messages":[{"role":"user","content":{"a":1}}]}', b"\0" * 1000):
             routed = pc.route(self.channel, request_headers(), body)
@@ -204,7 +206,7 @@ class Suite:
         self.serves()
         return f"{len(models)} names, a page of {len(metrics.text) // 1024} KiB"
 
-    def subset_of_a_million(self):
+    def subset_of_100_000(self):
         hosts = [f"10.{i >> 16}.{i >> 8 & 255}.{i & 255}:8000" for i in range(100_000)]
         hint = {"envoy.lb.subset_hint": {"x-gateway-destination-endpoint-subset": hosts}}
         message = pc.headers(request_headers(), metadata=hint)
@@ -284,7 +286,7 @@ def main(options):
         suite = Suite(rig)
         for name in ("garbage_messages", "garbage_frames", "messages_out_of_order", "unknown_enum_values",
                      "oversized_headers", "oversized_body", "huge_message", "bad_bodies", "invalid_utf8_headers",
-                     "cookie_injection", "subset_of_a_million", "response_abuse", "huge_metrics_page", "slow_loris",
+                     "cookie_injection", "subset_of_100_000", "response_abuse", "huge_metrics_page", "slow_loris",
                      "label_explosion", "memory"):
             cases.run(name, getattr(suite, name))
         cases.check()

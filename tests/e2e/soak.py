@@ -113,7 +113,7 @@ class Chaos:
             self.slots[at].kill()
             self.start(at)
         elif choice in ("slow", "error"):
-            fault = {"kind": choice, "rate": 0.3, "count": 40}
+            fault = {"mode": choice, "rate": 0.3, "count": 40}
             try:
                 gateway_rig.fetch(self.slots[at].http, "/sim/fault", "POST", json.dumps(fault).encode(), timeout=2)
             except OSError:

@@ -18,7 +18,7 @@ def endpoint(address):
 
 
 def render(text, listen=None, admin=None, workers=(), pickers=(), failure_mode_allow=None, message_timeout=None,
-           ring=None, maglev=None, tls=False, health_checks=False, follow_picker=False):
+           timeout=None, ring=None, maglev=None, tls=False, health_checks=False, follow_picker=False):
     """The text of a configuration, changed where an argument is given. Addresses are "HOST:PORT[=WEIGHT]"."""
     for name, wanted in (("tls", tls), ("health", health_checks), ("follow", follow_picker)):
         if wanted:
@@ -37,7 +37,8 @@ def render(text, listen=None, admin=None, workers=(), pickers=(), failure_mode_a
     for mark, port in (("listen", listen), ("admin", admin)):
         if port is not None:
             text = re.sub(rf"port_value: \d+(.*# @{mark})$", rf"port_value: {int(port)}\1", text, flags=re.M)
-    for mark, value in (("failure_mode_allow", failure_mode_allow), ("message_timeout", message_timeout)):
+    for mark, value in (("failure_mode_allow", failure_mode_allow), ("message_timeout", message_timeout),
+                        ("timeout", timeout)):
         if value is not None:
             value = str(value).lower() if isinstance(value, bool) else value
             text = re.sub(rf"{mark}: .*( # @{mark})$", rf"{mark}: {value}\1", text, flags=re.M)
@@ -57,6 +58,7 @@ def main():
     parser.add_argument("--picker", action="append", default=[], help="HOST:PORT, repeated (127.0.0.1:9002)")
     parser.add_argument("--failure-mode-allow", choices=("true", "false"))
     parser.add_argument("--message-timeout", help="e3.yaml (30s)")
+    parser.add_argument("--timeout", help="of a whole request, such as 60s (0s: none)")
     parser.add_argument("--ring", type=int, help="minimum ring size (4096)")
     parser.add_argument("--maglev", type=int, help="e3.yaml: Maglev with a table of this size")
     parser.add_argument("--tls", action="store_true", help="TLS towards the picker")

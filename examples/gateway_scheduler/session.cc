@@ -73,6 +73,12 @@ class SessionImpl final : public Session {
   bool finished() const override { return stream_.finished(); }
   const absl::Status& status() const override { return stream_.status(); }
 
+  void Fail(absl::Status status) override {
+    const absl::Time now = absl::Now();
+    stream_.Fail(std::move(status), now);
+    Settle(now);
+  }
+
   void Close(gateway::CloseReason reason) override {
     closed_ = true;
     const absl::Time now = absl::Now();

@@ -82,6 +82,7 @@ void ExtProcCall::Pump() {
     writing_ = true;
     ++pending_;
     // Without a buffer hint: a hinted write completes only when something else flushes the transport.
+    out_.Clear();
     bool own = false;
     (void)grpc::SerializationTraits<gateway::ProcessingResponse>::Serialize(answer_, &out_, &own);
     stream_.Write(out_, static_cast<Completed*>(&written_));

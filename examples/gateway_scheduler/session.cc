@@ -327,7 +327,6 @@ class SessionImpl final : public Session {
       Refuse(absl::InternalError(s.message()), *pool, now, explanation);
       return;
     }
-    if (gateway_.observers().empty()) return;
     std::string prefill;
     for (const gateway::HeaderField& field : result.set_headers) {
       if (field.name == sched::kPrefillerHeader) prefill = field.value;
@@ -356,7 +355,6 @@ class SessionImpl final : public Session {
   }
 
   void Report(DecisionReport report, absl::Time began) {
-    if (gateway_.observers().empty()) return;
     report.now = absl::Now();
     report.deciding = report.now - began;
     report.tokenizing = tokenizing_;
@@ -367,6 +365,7 @@ class SessionImpl final : public Session {
       for (const auto& prompt : tokens_->prompts) report.prompt_tokens += prompt.size();
     }
     for (Observer* observer : gateway_.observers()) observer->OnDecision(report);
+    tokens_.reset();  // they would live as long as the response
   }
 
   void OnResponseHeaders(absl::Time now) {

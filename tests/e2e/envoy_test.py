@@ -120,9 +120,7 @@ class Suite:
     def hosts_header(self):
         for host in ("llm-d-infra-inference-gateway.localhost", "anything.example"):
             answer = post(self.e1.port, CHAT, chat("x"), [("host", host)])
-            assert answer.status in (200, 400), answer  # a second Host is Envoy's to refuse
-        connection = envoy_rig.Client(self.e1.port)
-        assert connection.get("/v1/models", [[]])[0]["status"] == 200
+            assert answer.ok and dict(answer.json()["headers"])["host"] == host, answer
 
     def sticky(self):
         """Three sessions, twelve requests each, every prompt another; the session in one of three places."""
@@ -337,7 +335,7 @@ def main(options):
         suite = Suite(rig)
         cases.run("e1_bytes_1_kb", suite.identical, suite.e1, 1_000, 100)
         cases.run("e1_bytes_100_kb", suite.identical, suite.e1, 100_000, 100)
-        cases.run("e1_bytes_5_mb", suite.identical, suite.e1, 5_000_000, 40)
+        cases.run("e1_bytes_5_mb", suite.identical, suite.e1, 5_000_000, 100)
         cases.run("e1_bytes_chunked", suite.identical, suite.e1, 300_000, 4, 10_007)
         cases.run("e1_streaming", suite.streaming, suite.e1)
         for name in ("refused", "destination_of_clients", "get", "hosts_header", "sticky", "spread"):

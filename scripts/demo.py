@@ -166,7 +166,7 @@ class Demo:
         path.write_text(config)
         match = self.start(name, [
             self.program("gateway_scheduler"), "--bind-address=127.0.0.1", "--grpc-port=0", "--grpc-health-port=0",
-            "--metrics-port=0", "--status-port=0", "--secure-serving=false", "--metrics-endpoint-auth=false",
+            "--metrics-port=0", "--status-port=0", "--secure-serving=false",
             "--allow-experimental-plugins", "--drain-timeout=0s", "--tokenizer=engine", f"--config-file={path}",
             f"--endpoints-file={endpoints}", *flags], r"ready [^\n]*\n")
         return {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", match[0])}

@@ -31,7 +31,7 @@ void QueueMailbox::Close() {
   closed_ = true;
 }
 
-ExtProcCall::ExtProcCall(ExternalProcessor::AsyncService& service, Gateway& gateway, ExtProcQueue& queue)
+ExtProcCall::ExtProcCall(ExtProcService& service, Gateway& gateway, ExtProcQueue& queue)
     : service_(service), gateway_(gateway), queue_(queue), stream_(&context_) {
   context_.AsyncNotifyWhenDone(static_cast<Completed*>(&done_));
   ++pending_;
@@ -53,7 +53,7 @@ void ExtProcCall::OnAccepted(bool ok) {
   for (Observer* observer : gateway_.observers()) observer->OnStreamStarted();
   // The notification of the end takes the place of this operation in the count.
   ++pending_;
-  stream_.Read(&request_, static_cast<Completed*>(&read_));
+  stream_.Read(&in_, static_cast<Completed*>(&read_));
 }
 
 void ExtProcCall::OnRead(bool ok) {
@@ -61,11 +61,15 @@ void ExtProcCall::OnRead(bool ok) {
     ended_ = true;
     session_->Close(gateway::CloseReason::kEndOfStream);
   } else if (!finishing_) {
-    session_->Receive(std::move(request_));
+    if (grpc::SerializationTraits<gateway::ProcessingRequest>::Deserialize(&in_, &request_).ok()) {
+      session_->Receive(std::move(request_));
+    } else {
+      session_->Fail(absl::InvalidArgumentError("a message is no ProcessingRequest"));
+    }
     request_.Clear();
     if (!session_->finished()) {
       ++pending_;
-      stream_.Read(&request_, static_cast<Completed*>(&read_));
+      stream_.Read(&in_, static_cast<Completed*>(&read_));
     }
   }
   Pump();
@@ -78,7 +82,10 @@ void ExtProcCall::Pump() {
     writing_ = true;
     ++pending_;
     // Without a buffer hint: a hinted write completes only when something else flushes the transport.
-    stream_.Write(answer_, static_cast<Completed*>(&written_));
+    out_.Clear();
+    bool own = false;
+    (void)grpc::SerializationTraits<gateway::ProcessingResponse>::Serialize(answer_, &out_, &own);
+    stream_.Write(out_, static_cast<Completed*>(&written_));
     return;
   }
   if (!session_->finished() && !ended_) return;

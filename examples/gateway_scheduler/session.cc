@@ -73,6 +73,12 @@ class SessionImpl final : public Session {
   bool finished() const override { return stream_.finished(); }
   const absl::Status& status() const override { return stream_.status(); }
 
+  void Fail(absl::Status status) override {
+    const absl::Time now = absl::Now();
+    stream_.Fail(std::move(status), now);
+    Settle(now);
+  }
+
   void Close(gateway::CloseReason reason) override {
     closed_ = true;
     const absl::Time now = absl::Now();
@@ -321,7 +327,6 @@ class SessionImpl final : public Session {
       Refuse(absl::InternalError(s.message()), *pool, now, explanation);
       return;
     }
-    if (gateway_.observers().empty()) return;
     std::string prefill;
     for (const gateway::HeaderField& field : result.set_headers) {
       if (field.name == sched::kPrefillerHeader) prefill = field.value;
@@ -350,7 +355,6 @@ class SessionImpl final : public Session {
   }
 
   void Report(DecisionReport report, absl::Time began) {
-    if (gateway_.observers().empty()) return;
     report.now = absl::Now();
     report.deciding = report.now - began;
     report.tokenizing = tokenizing_;
@@ -361,6 +365,7 @@ class SessionImpl final : public Session {
       for (const auto& prompt : tokens_->prompts) report.prompt_tokens += prompt.size();
     }
     for (Observer* observer : gateway_.observers()) observer->OnDecision(report);
+    tokens_.reset();  // they would live as long as the response
   }
 
   void OnResponseHeaders(absl::Time now) {

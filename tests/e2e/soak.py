@@ -80,22 +80,23 @@ class Chaos:
                    for at, worker in enumerate(self.slots) if at not in self.absent]
         self.rig.endpoints(entries)
 
-    def note(self, what):
-        self.done[what] = self.done.get(what, 0) + 1
-
     def step(self):
         free = [at for at in range(len(self.slots)) if at not in self.absent and at not in self.stopped]
-        choice = self.source.choice(("join", "leave", "hang", "wake", "crash", "crash_unseen", "slow", "error", "heal"))
+        possible = ["join"] * bool(self.absent) + ["wake"] * 2 * bool(self.stopped)
+        if free:
+            possible += ["crash", "crash_unseen", "slow", "error"]
+        if len(free) > 2:
+            possible += ["leave", "hang"]
+        choice = self.source.choice(possible)
+        self.done[choice] = self.done.get(choice, 0) + 1
         at = self.source.choice(free) if free else None
-        if choice == "join" and self.absent:
+        if choice == "join":
             self.absent.discard(self.source.choice(sorted(self.absent)))
             self.write()
-        elif choice == "wake" and self.stopped:
+        elif choice == "wake":
             at = self.source.choice(sorted(self.stopped))
             self.slots[at].signal(signal.SIGCONT)
             self.stopped.discard(at)
-        elif at is None or len(free) <= 2 and choice in ("leave", "hang"):
-            return
         elif choice == "leave":
             self.absent.add(at)
             self.write()
@@ -112,15 +113,9 @@ class Chaos:
         elif choice == "crash_unseen":  # it is back before anybody was told
             self.slots[at].kill()
             self.start(at)
-        elif choice in ("slow", "error"):
-            fault = {"mode": choice, "rate": 0.3, "count": 40}
-            try:
-                gateway_rig.fetch(self.slots[at].http, "/sim/fault", "POST", json.dumps(fault).encode(), timeout=2)
-            except OSError:
-                return
         else:
-            return
-        self.note(choice)
+            fault = {"mode": choice, "rate": 0.3, "count": 40}
+            gateway_rig.fetch(self.slots[at].http, "/sim/fault", "POST", json.dumps(fault).encode(), timeout=5)
 
     def calm(self):
         for at in self.stopped:

@@ -85,6 +85,10 @@ class ScriptedSession final : public Session {
   bool Next(gateway::ProcessingResponse& answer) override { return stream_.Next(answer); }
   bool finished() const override { return stream_.finished(); }
   const absl::Status& status() const override { return stream_.status(); }
+  void Fail(absl::Status status) override {
+    stream_.Fail(std::move(status), absl::Now());
+    Settle();
+  }
   void Close(gateway::CloseReason reason) override {
     stream_.Close(reason, absl::Now());
     Settle();

@@ -1,5 +1,6 @@
 # Two entry points: `make demo` and `make test`. Each installs what is missing, builds and runs.
 # TRACE=FILE      the trace of requests, in the Mooncake schema, that the demo replays
+# KEEP=1          leaves the demo's gateway and status page running until Ctrl-C
 # FUZZ_SECONDS=N  time for each fuzz target
 TRACE ?= examples/trace_replay/traces/mooncake_conversation_trace.jsonl
 FUZZ_SECONDS ?= 60
@@ -9,7 +10,8 @@ REPLAY = build/release/examples/trace_replay/trace_replay
 .NOTPARALLEL:
 
 help:
-	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), as a table"
+	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), then gateway, workers and Envoy at work;"
+	@echo "             KEEP=1 leaves them running, with a status page"
 	@echo "make test    build and run the tests"
 	@echo "make bench   run the benchmarks into bench/results/"
 	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
@@ -19,6 +21,7 @@ demo: packages
 	cmake --preset release
 	cmake --build --preset release --target trace_replay
 	$(REPLAY) --trace $(TRACE) --endpoints 8
+	scripts/demo.sh $(if $(KEEP),--keep)
 
 test: packages
 	cmake --preset dev

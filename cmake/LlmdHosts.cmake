@@ -47,4 +47,6 @@ set(LLMD_HAVE_HOSTS ON)
 add_library(llmd_asio INTERFACE)
 target_compile_definitions(llmd_asio INTERFACE BOOST_ASIO_NO_DEPRECATED BOOST_ASIO_SEPARATE_COMPILATION
   BOOST_BEAST_SEPARATE_COMPILATION)
+# GCC does not see that Asio's coroutine frames have their own operators.
+target_compile_options(llmd_asio INTERFACE $<$<CXX_COMPILER_ID:GNU>:-Wno-mismatched-new-delete>)
 target_link_libraries(llmd_asio INTERFACE Boost::headers Threads::Threads)

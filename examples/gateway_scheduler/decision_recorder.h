@@ -1,4 +1,5 @@
-// Writes every decision to a file that trace_replay reads: `trace_replay --decisions FILE --config A --versus B`.
+// Writes every decision to a file that trace_replay reads: `trace_replay --decisions FILE --config A --versus
+// B`.
 #ifndef EXAMPLES_GATEWAY_SCHEDULER_DECISION_RECORDER_H_
 #define EXAMPLES_GATEWAY_SCHEDULER_DECISION_RECORDER_H_
 
@@ -17,8 +18,8 @@
 
 namespace llmd::host {
 
-// Any thread; one decision at a time. A log belongs to one configuration: after a reload a new file is begun, named
-// FILE.1, FILE.2 and so on. What cannot be written is counted and costs no decision.
+// Any thread; one decision at a time. A log belongs to one configuration: after a reload a new file is begun,
+// named FILE.1, FILE.2 and so on. What cannot be written is counted and costs no decision.
 class DecisionRecorder {
  public:
   // InvalidArgument when the file cannot be written.

@@ -231,7 +231,7 @@ class EngineTokenSource::Impl : public std::enable_shared_from_this<Impl> {
 
   void OnAnswer(Call call, const std::shared_ptr<CurlLoop::Id>& id, FetchResult& result) {
     const Question& question = call.rendered ? call.question : *call.instead;
-    absl::StatusOr<Lists> lists = result.status;
+    absl::StatusOr<Lists> lists = result.status.ok() ? absl::UnknownError("") : result.status;
     if (result.status.ok()) {
       if (result.code == 200) {
         lists = question.read(result.body);

@@ -1,6 +1,9 @@
 #include "examples/gateway_scheduler/ext_proc_call.h"
 
+#include <string>
 #include <utility>
+
+#include "absl/time/clock.h"
 
 namespace llmd::host {
 
@@ -28,7 +31,7 @@ void QueueMailbox::Close() {
   closed_ = true;
 }
 
-ExtProcCall::ExtProcCall(ExternalProcessor::AsyncService& service, Gateway& gateway, ExtProcQueue& queue)
+ExtProcCall::ExtProcCall(ExtProcService& service, Gateway& gateway, ExtProcQueue& queue)
     : service_(service), gateway_(gateway), queue_(queue), stream_(&context_) {
   context_.AsyncNotifyWhenDone(static_cast<Completed*>(&done_));
   ++pending_;
@@ -46,9 +49,11 @@ void ExtProcCall::OnAccepted(bool ok) {
       gateway_, *queue_.worker,
       [mailbox = queue_.mailbox](std::function<void()> work) { mailbox->Post(std::move(work)); },
       [this] { Pump(); });
+  began_ = absl::Now();
+  for (Observer* observer : gateway_.observers()) observer->OnStreamStarted();
   // The notification of the end takes the place of this operation in the count.
   ++pending_;
-  stream_.Read(&request_, static_cast<Completed*>(&read_));
+  stream_.Read(&in_, static_cast<Completed*>(&read_));
 }
 
 void ExtProcCall::OnRead(bool ok) {
@@ -56,11 +61,15 @@ void ExtProcCall::OnRead(bool ok) {
     ended_ = true;
     session_->Close(gateway::CloseReason::kEndOfStream);
   } else if (!finishing_) {
-    session_->Receive(std::move(request_));
+    if (grpc::SerializationTraits<gateway::ProcessingRequest>::Deserialize(&in_, &request_).ok()) {
+      session_->Receive(std::move(request_));
+    } else {
+      session_->Fail(absl::InvalidArgumentError("a message is no ProcessingRequest"));
+    }
     request_.Clear();
     if (!session_->finished()) {
       ++pending_;
-      stream_.Read(&request_, static_cast<Completed*>(&read_));
+      stream_.Read(&in_, static_cast<Completed*>(&read_));
     }
   }
   Pump();
@@ -69,14 +78,14 @@ void ExtProcCall::OnRead(bool ok) {
 
 void ExtProcCall::Pump() {
   if (writing_ || finishing_) return;
-  if (!broken_ && (have_next_ || session_->Next(answer_))) {
-    if (have_next_) std::swap(answer_, next_);
-    have_next_ = session_->Next(next_);
-    grpc::WriteOptions options;
-    if (have_next_) options.set_buffer_hint();
+  if (!broken_ && session_->Next(answer_)) {
     writing_ = true;
     ++pending_;
-    stream_.Write(answer_, options, static_cast<Completed*>(&written_));
+    // Without a buffer hint: a hinted write completes only when something else flushes the transport.
+    out_.Clear();
+    bool own = false;
+    (void)grpc::SerializationTraits<gateway::ProcessingResponse>::Serialize(answer_, &out_, &own);
+    stream_.Write(out_, static_cast<Completed*>(&written_));
     return;
   }
   if (!session_->finished() && !ended_) return;
@@ -101,7 +110,12 @@ void ExtProcCall::OnWritten(bool ok) {
 void ExtProcCall::OnFinished(bool) { Release(); }
 
 void ExtProcCall::OnDone(bool) {
-  if (context_.IsCancelled()) {
+  const bool cancelled = context_.IsCancelled();
+  const std::string code = cancelled                 ? "Canceled"
+                           : session_->status().ok() ? "OK"
+                                                     : absl::StatusCodeToString(session_->status().code());
+  for (Observer* observer : gateway_.observers()) observer->OnStreamEnded(code, absl::Now() - began_);
+  if (cancelled) {
     broken_ = true;
     ended_ = true;
     session_->Close(gateway::CloseReason::kCancelled);

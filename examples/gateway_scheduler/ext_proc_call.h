@@ -16,7 +16,9 @@
 
 namespace llmd::host {
 
-using ExternalProcessor = envoy::service::ext_proc::v3::ExternalProcessor;
+// Messages are bytes here, so that one that is no Protobuf can be told from the end of a stream.
+using ExtProcService = envoy::service::ext_proc::v3::ExternalProcessor::WithRawMethod_Process<
+    envoy::service::ext_proc::v3::ExternalProcessor::Service>;
 
 // What a completion queue returns as a tag.
 class Completed {
@@ -52,7 +54,7 @@ struct ExtProcQueue {
 // Owns itself: from waiting for a stream until the last of its operations has completed.
 class ExtProcCall {
  public:
-  static void Accept(ExternalProcessor::AsyncService& service, Gateway& gateway, ExtProcQueue& queue) {
+  static void Accept(ExtProcService& service, Gateway& gateway, ExtProcQueue& queue) {
     new ExtProcCall(service, gateway, queue);
   }
 
@@ -68,7 +70,7 @@ class ExtProcCall {
     const Step step_;
   };
 
-  ExtProcCall(ExternalProcessor::AsyncService& service, Gateway& gateway, ExtProcQueue& queue);
+  ExtProcCall(ExtProcService& service, Gateway& gateway, ExtProcQueue& queue);
   void OnAccepted(bool ok);
   void OnRead(bool ok);
   void OnWritten(bool ok);
@@ -77,11 +79,11 @@ class ExtProcCall {
   void Pump();
   void Release();
 
-  ExternalProcessor::AsyncService& service_;
+  ExtProcService& service_;
   Gateway& gateway_;
   ExtProcQueue& queue_;
   grpc::ServerContext context_;
-  grpc::ServerAsyncReaderWriter<gateway::ProcessingResponse, gateway::ProcessingRequest> stream_;
+  grpc::ServerAsyncReaderWriter<grpc::ByteBuffer, grpc::ByteBuffer> stream_;
   Operation accepted_{*this, &ExtProcCall::OnAccepted};
   Operation read_{*this, &ExtProcCall::OnRead};
   Operation written_{*this, &ExtProcCall::OnWritten};
@@ -89,13 +91,14 @@ class ExtProcCall {
   Operation done_{*this, &ExtProcCall::OnDone};
 
   std::shared_ptr<Session> session_;
+  grpc::ByteBuffer in_, out_;
   gateway::ProcessingRequest request_;
-  gateway::ProcessingResponse answer_, next_;
-  bool have_next_ = false;  // taken from the session, not sent yet
+  gateway::ProcessingResponse answer_;
   bool writing_ = false;
   bool broken_ = false;  // nothing can be sent any more
   bool ended_ = false;   // nothing more will be read
   bool finishing_ = false;
+  absl::Time began_ = absl::InfinitePast();
   int pending_ = 0;  // operations on the queue
 };
 

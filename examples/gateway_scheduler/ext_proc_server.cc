@@ -125,7 +125,7 @@ class Server final : public ExtProcServer {
 
   const ExtProcServerOptions options_;
   Gateway& gateway_;
-  ExternalProcessor::AsyncService service_;
+  ExtProcService service_;
   HealthService health_;
   std::vector<ExtProcQueue> queues_;
   std::vector<std::thread> threads_;

@@ -13,7 +13,8 @@ using Kind = sched::FlowOutcome::Kind;
 
 }  // namespace
 
-FlowGate::FlowGate(PoolStore& pool) : pool_(pool) {
+FlowGate::FlowGate(PoolStore& pool, std::function<void(absl::Duration)> on_cycle)
+    : pool_(pool), on_cycle_(std::move(on_cycle)) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -154,6 +155,7 @@ void FlowGate::Run() {
         wakeup = std::min(wakeup, deciding_since_ + kDecisionPatience);
       } else {
         generation.controller->Dispatch(now, *pool_.snapshot(), 1, outcomes_);
+        if (on_cycle_) on_cycle_(absl::Now() - now);
         wakeup = std::min(wakeup, generation.controller->NextWakeup(now));
       }
     }

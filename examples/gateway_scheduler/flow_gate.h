@@ -29,7 +29,8 @@ class FlowGate {
   // perhaps kEvictRunning later. Must not block.
   using Callback = std::function<void(const sched::FlowOutcome&)>;
 
-  explicit FlowGate(PoolStore& pool);
+  // `on_cycle`, which may be empty, hears how long each cycle took.
+  explicit FlowGate(PoolStore& pool, std::function<void(absl::Duration)> on_cycle = {});
   ~FlowGate();
   FlowGate(const FlowGate&) = delete;
   FlowGate& operator=(const FlowGate&) = delete;
@@ -57,6 +58,7 @@ class FlowGate {
   void Deliver(std::unique_lock<std::mutex>& lock);
 
   PoolStore& pool_;
+  const std::function<void(absl::Duration)> on_cycle_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;

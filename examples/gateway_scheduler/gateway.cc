@@ -24,7 +24,9 @@ absl::StatusOr<std::unique_ptr<Gateway>> Gateway::Create(GatewayOptions options,
   gateway->approx_ = *std::move(approx);
   gateway->approx_holders_ =
       std::make_unique<ApproxHolders>(*gateway->approx_, gateway->approx_writer_, pool);
-  gateway->flow_ = std::make_unique<FlowGate>(pool);
+  gateway->flow_ = std::make_unique<FlowGate>(pool, [raw = gateway.get()](absl::Duration took) {
+    for (Observer* observer : raw->observers_) observer->OnDispatchCycle(took);
+  });
 
   sched::Resources& resources = gateway->resources_;
   resources.prefix_sources.resize(2);
@@ -67,11 +69,13 @@ bool Gateway::wants_explanations() const {
 
 void Gateway::SetTokenSource(std::unique_ptr<TokenSource> source) { tokens_ = std::move(source); }
 
+void Gateway::SetRecorder(std::unique_ptr<DecisionRecorder> recorder) { recorder_ = std::move(recorder); }
+
 void Gateway::SetObjectives(std::function<std::int32_t(std::string_view)> priority) {
   priority_ = std::move(priority);
 }
 
-void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view)> rewrite) {
+void Gateway::SetRewrites(std::function<std::optional<std::string>(std::string_view, Random&)> rewrite) {
   rewrite_ = std::move(rewrite);
 }
 
@@ -98,7 +102,7 @@ std::vector<std::string> Gateway::warnings() const {
 
 Gateway::ApproxStats Gateway::approx_stats() const {
   const std::lock_guard lock(*approx_writer_);
-  return {.index = approx_->stats(), .memory_bytes = approx_->memory_usage().total_bytes()};
+  return {.index = approx_->stats(), .memory = approx_->memory_usage()};
 }
 
 }  // namespace llmd::host

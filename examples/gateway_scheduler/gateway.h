@@ -26,6 +26,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "examples/gateway_scheduler/decision_recorder.h"
 #include "examples/gateway_scheduler/observer.h"
 #include "examples/gateway_scheduler/pool_store.h"
 #include "examples/gateway_scheduler/token_source.h"
@@ -60,9 +61,10 @@ class Gateway {
   void AddObserver(Observer* observer);
   // Without one, prompts given as text are decided without their tokens.
   void SetTokenSource(std::unique_ptr<TokenSource> source);
+  void SetRecorder(std::unique_ptr<DecisionRecorder> recorder);
   // The priority of an objective by name, and the model that a client's model is rewritten to.
   void SetObjectives(std::function<std::int32_t(std::string_view objective)> priority);
-  void SetRewrites(std::function<std::optional<std::string>(std::string_view model)> rewrite);
+  void SetRewrites(std::function<std::optional<std::string>(std::string_view model, Random& random)> rewrite);
 
   // Replaces the configuration; an error leaves the old one in force. The precise producer's event settings
   // count at the start only.
@@ -79,11 +81,13 @@ class Gateway {
   }
   TokenSource* tokens() { return tokens_.get(); }
   FlowGate& flow() { return *flow_; }
+  const std::shared_ptr<sched::PluginStates>& plugin_states() const { return resources_.states; }
+  DecisionRecorder* recorder() { return recorder_.get(); }
   const std::vector<Observer*>& observers() const { return observers_; }
   bool wants_explanations() const;  // of this decision
   std::int32_t Priority(std::string_view objective) const { return priority_ ? priority_(objective) : 0; }
-  std::optional<std::string> Rewrite(std::string_view model) const {
-    return rewrite_ ? rewrite_(model) : std::nullopt;
+  std::optional<std::string> Rewrite(std::string_view model, Random& random) const {
+    return rewrite_ ? rewrite_(model, random) : std::nullopt;
   }
   std::vector<std::string> warnings() const;
   // Streams being served.
@@ -92,7 +96,7 @@ class Gateway {
   // Size and memory of the approximate index.
   struct ApproxStats {
     index::IndexStats index;
-    std::size_t memory_bytes = 0;
+    MemoryUsage memory = {};
   };
   ApproxStats approx_stats() const;
 
@@ -110,9 +114,10 @@ class Gateway {
   std::unique_ptr<sched::ReloadableScheduler> schedulers_;
   std::unique_ptr<TokenSource> tokens_;
   std::unique_ptr<FlowGate> flow_;
+  std::unique_ptr<DecisionRecorder> recorder_;
   std::vector<Observer*> observers_;
   std::function<std::int32_t(std::string_view)> priority_;
-  std::function<std::optional<std::string>(std::string_view)> rewrite_;
+  std::function<std::optional<std::string>(std::string_view, Random&)> rewrite_;
   mutable std::mutex mutex_;
   std::condition_variable wake_;
   bool stop_ = false;

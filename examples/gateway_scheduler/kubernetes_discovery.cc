@@ -1,7 +1,6 @@
 #include "examples/gateway_scheduler/kubernetes_discovery.h"
 
 #include <algorithm>
-#include <atomic>
 #include <condition_variable>
 #include <functional>
 #include <map>
@@ -14,6 +13,7 @@
 
 #include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
+#include "examples/gateway_scheduler/published.h"
 #include "llmd/base/strings.h"
 
 namespace llmd::host {
@@ -100,6 +100,18 @@ class ObjectMap final : public ObjectHandler {
   bool not_served_ = false;
 };
 
+// Of one API group: what is said about requests.
+struct RequestGroup {
+  explicit RequestGroup(const std::function<void()>& changed)
+      : objectives("InferenceObjective", ReadObjective, false, changed),
+        rewrites("InferenceModelRewrite", ReadRewrite, false, changed) {}
+
+  ObjectMap<ObjectiveState> objectives;
+  ObjectMap<RewriteState> rewrites;
+  std::unique_ptr<Reflector> objective_reflector;  // ended before what they write to
+  std::unique_ptr<Reflector> rewrite_reflector;
+};
+
 class Discovery final : public KubernetesDiscovery {
  public:
   Discovery(const KubernetesConfig& config, const KubernetesDiscoveryOptions& options,
@@ -109,8 +121,6 @@ class Discovery final : public KubernetesDiscovery {
         store_(store),
         fixed_(std::move(fixed)),
         pools_("InferencePool", ReadPool, true, [this] { Wake(); }),
-        objectives_("InferenceObjective", ReadObjective, false, [this] { Wake(); }),
-        rewrites_("InferenceModelRewrite", ReadRewrite, false, [this] { Wake(); }),
         objective_table_(std::make_shared<const ObjectiveTable>()),
         rewrite_table_(std::make_shared<const RewriteTable>()) {}
 
@@ -129,9 +139,13 @@ class Discovery final : public KubernetesDiscovery {
       pool_reflector_ =
           Follow(absl::StrCat("/apis/", options_.pool_group, old ? "/v1alpha2" : "/v1"), "inferencepools", "",
                  absl::StrCat("metadata.name=", options_.pool_name), pools_);
-      const std::string group = absl::StrCat("/apis/", options_.objective_group, "/v1alpha2");
-      objective_reflector_ = Follow(group, "inferenceobjectives", "", "", objectives_);
-      rewrite_reflector_ = Follow(group, "inferencemodelrewrites", "", "", rewrites_);
+      for (const std::string_view name : kObjectiveGroups) {
+        RequestGroup& group =
+            *request_groups_.emplace_back(std::make_unique<RequestGroup>([this] { Wake(); }));
+        const std::string path = absl::StrCat("/apis/", ToAbsl(name), "/v1alpha2");
+        group.objective_reflector = Follow(path, "inferenceobjectives", "", "", group.objectives);
+        group.rewrite_reflector = Follow(path, "inferencemodelrewrites", "", "", group.rewrites);
+      }
     }
     publisher_ = std::thread([this] { Run(); });
     Wake();
@@ -147,10 +161,14 @@ class Discovery final : public KubernetesDiscovery {
 
   absl::Status status() const override {
     const std::lock_guard lock(mutex_);
-    for (const Reflector* reflector : {pool_reflector_.get(), pod_reflector_.get(),
-                                       objective_reflector_.get(), rewrite_reflector_.get()}) {
-      if (reflector == nullptr) continue;
-      if (absl::Status status = reflector->status(); !status.ok()) return status;
+    std::vector<const Reflector*> reflectors = {pool_reflector_.get(), pod_reflector_.get()};
+    for (const auto& group : request_groups_) {
+      reflectors.push_back(group->objective_reflector.get());
+      reflectors.push_back(group->rewrite_reflector.get());
+    }
+    for (const Reflector* reflector : reflectors) {
+      const absl::Status status = reflector == nullptr ? absl::OkStatus() : reflector->status();
+      if (!status.ok() && !absl::IsNotFound(status)) return status;
     }
     return absl::OkStatus();
   }
@@ -161,8 +179,6 @@ class Discovery final : public KubernetesDiscovery {
     counts.published = published_;
     if (pool_reflector_) counts.pools = pool_reflector_->counts();
     if (pod_reflector_) counts.pods = pod_reflector_->counts();
-    if (objective_reflector_) counts.objectives = objective_reflector_->counts();
-    if (rewrite_reflector_) counts.rewrites = rewrite_reflector_->counts();
     return counts;
   }
 
@@ -214,7 +230,10 @@ class Discovery final : public KubernetesDiscovery {
       if (first_published_) SetEndpoints({});
       return;
     }
-    if (!fixed_ && !(objectives_.settled() && rewrites_.settled())) return;
+    const bool settled = std::all_of(request_groups_.begin(), request_groups_.end(), [](const auto& group) {
+      return group->objectives.settled() && group->rewrites.settled();
+    });
+    if (!settled) return;
     PublishTables(true);
     std::vector<sched::EndpointMetadata> endpoints;
     const auto collect = [&](const std::map<std::string, PodState>& pods) {
@@ -273,19 +292,25 @@ class Discovery final : public KubernetesDiscovery {
     auto objectives = std::make_shared<ObjectiveTable>();
     std::vector<RewriteObject> rewrites;
     const PoolReference self{.group = options_.pool_group, .name = options_.pool_name};
-    if (pool_known && !fixed_) {
-      objectives_.Visit([&](const std::map<std::string, ObjectiveState>& all) {
-        for (const auto& [key, objective] : all) {
-          const auto& pools = objective.pools;
-          if (objective.terminating || std::find(pools.begin(), pools.end(), self) == pools.end()) continue;
-          objectives->Set(key.substr(key.find('/') + 1), objective.priority);
-        }
-      });
-      rewrites_.Visit([&](const std::map<std::string, RewriteState>& all) {
-        for (const auto& [key, rewrite] : all) {
-          if (!rewrite.terminating && rewrite.pool == self) rewrites.push_back(rewrite.object);
-        }
-      });
+    if (pool_known) {
+      // The group whose objects count comes last.
+      for (auto group = request_groups_.rbegin(); group != request_groups_.rend(); ++group) {
+        (*group)->objectives.Visit([&](const std::map<std::string, ObjectiveState>& all) {
+          for (const auto& [key, objective] : all) {
+            const auto& pools = objective.pools;
+            if (objective.terminating || std::find(pools.begin(), pools.end(), self) == pools.end()) continue;
+            objectives->Set(key.substr(key.find('/') + 1), objective.priority);
+          }
+        });
+        (*group)->rewrites.Visit([&](const std::map<std::string, RewriteState>& all) {
+          for (const auto& [key, rewrite] : all) {
+            if (rewrite.terminating || rewrite.pool != self) continue;
+            std::erase_if(rewrites,
+                          [&](const RewriteObject& other) { return other.name == rewrite.object.name; });
+            rewrites.push_back(rewrite.object);
+          }
+        });
+      }
     }
     if (*objectives != *objective_table_.load()) objective_table_.store(std::move(objectives));
     if (RewriteTable table(std::move(rewrites)); !(table == *rewrite_table_.load())) {
@@ -306,10 +331,8 @@ class Discovery final : public KubernetesDiscovery {
   std::uint64_t published_ = 0;
 
   ObjectMap<PoolState> pools_;
-  ObjectMap<ObjectiveState> objectives_;
-  ObjectMap<RewriteState> rewrites_;
-  std::atomic<std::shared_ptr<const ObjectiveTable>> objective_table_;
-  std::atomic<std::shared_ptr<const RewriteTable>> rewrite_table_;
+  Published<ObjectiveTable> objective_table_;
+  Published<RewriteTable> rewrite_table_;
 
   // Of the publisher:
   std::optional<LabelSelector> selector_;           // whose pods are followed
@@ -320,8 +343,7 @@ class Discovery final : public KubernetesDiscovery {
 
   // After what they write to; ended before it.
   std::unique_ptr<Reflector> pool_reflector_;
-  std::unique_ptr<Reflector> objective_reflector_;
-  std::unique_ptr<Reflector> rewrite_reflector_;
+  std::vector<std::unique_ptr<RequestGroup>> request_groups_;  // as kObjectiveGroups; none without a pool
   std::unique_ptr<Reflector> pod_reflector_;
   std::thread publisher_;
 };
@@ -349,9 +371,12 @@ absl::StatusOr<std::unique_ptr<KubernetesDiscovery>> KubernetesDiscovery::Start(
   }
   if (!options.endpoint_selector.empty()) {
     absl::StatusOr<LabelSelector> selector = LabelSelector::Parse(options.endpoint_selector);
-    absl::StatusOr<std::vector<std::uint16_t>> ports = ParseTargetPorts(options.endpoint_target_ports);
+    absl::StatusOr<std::vector<std::uint16_t>> ports = CheckTargetPorts(options.endpoint_target_ports);
     if (status.ok()) status = selector.status();
-    if (status.ok()) status = ports.status();
+    if (status.ok() && !ports.ok()) {
+      status =
+          absl::InvalidArgumentError(absl::StrCat("--endpoint-target-ports: ", ports.status().message()));
+    }
     if (status.ok()) fixed = PoolState{.selector = *selector, .target_ports = *ports};
   } else {
     if (status.ok()) status = CheckName("--pool-name", options.pool_name);
@@ -360,7 +385,6 @@ absl::StatusOr<std::unique_ptr<KubernetesDiscovery>> KubernetesDiscovery::Start(
                                                        absl::CHexEscape(options.pool_group), "\", expected ",
                                                        ToAbsl(kPoolGroup), " or ", ToAbsl(kPoolGroupOld)));
     }
-    if (status.ok()) status = CheckName("objective group", options.objective_group);
   }
   if (!status.ok()) return status;
   auto discovery = std::make_unique<Discovery>(config, options, std::move(fixed), pool);

@@ -41,9 +41,8 @@ struct KubernetesDiscoveryOptions {
   // Instead of a pool: --endpoint-selector and --endpoint-target-ports. There are no objectives and rewrites
   // then, since they refer to a pool.
   std::string endpoint_selector = {};
-  std::string endpoint_target_ports = {};
-  std::string objective_group = std::string(kObjectiveGroup);  // of InferenceObjective, InferenceModelRewrite
-  ReflectorOptions reflector = {};                             // paths and selectors are filled in
+  std::vector<int> endpoint_target_ports = {};
+  ReflectorOptions reflector = {};  // paths and selectors are filled in
 };
 
 class KubernetesDiscovery {
@@ -65,8 +64,6 @@ class KubernetesDiscovery {
   struct Counts {
     Reflector::Counts pools = {};
     Reflector::Counts pods = {};  // of the pool's present selector
-    Reflector::Counts objectives = {};
-    Reflector::Counts rewrites = {};
     std::uint64_t published = 0;  // calls of PoolStore::SetEndpoints()
   };
   virtual Counts counts() const = 0;

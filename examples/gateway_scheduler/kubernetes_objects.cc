@@ -265,21 +265,13 @@ absl::StatusOr<RewriteState> ReadRewrite(const json& object) {
   return rewrite;
 }
 
-absl::StatusOr<std::vector<std::uint16_t>> ParseTargetPorts(std::string_view text) {
-  std::vector<std::uint16_t> ports;
-  absl::Status status;
-  ForEachPiece(text, [&](std::string_view piece) {
-    std::uint16_t port = 0;
-    const auto [end, error] = std::from_chars(piece.data(), piece.data() + piece.size(), port);
-    const bool valid = error == std::errc() && end == piece.data() + piece.size() && port != 0;
-    const absl::Status added = AddPort(valid ? std::optional(port) : std::nullopt, ports);
-    if (status.ok()) status = added;
-  });
-  if (!status.ok()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("target ports \"", ToAbsl(text.substr(0, 100)), "\": ", status.message()));
+absl::StatusOr<std::vector<std::uint16_t>> CheckTargetPorts(std::span<const int> ports) {
+  std::vector<std::uint16_t> checked;
+  for (const int port : ports) {
+    if (absl::Status status = AddPort(PortOf(port), checked); !status.ok()) return status;
   }
-  return ports;
+  if (checked.empty()) return absl::InvalidArgumentError("there is no target port");
+  return checked;
 }
 
 void AppendEndpoints(const PodState& pod, const std::vector<std::uint16_t>& target_ports,

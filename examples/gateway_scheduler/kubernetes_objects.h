@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -21,8 +22,9 @@ namespace llmd::host {
 
 inline constexpr std::string_view kPoolGroup = "inference.networking.k8s.io";       // v1
 inline constexpr std::string_view kPoolGroupOld = "inference.networking.x-k8s.io";  // v1alpha2
-inline constexpr std::string_view kObjectiveGroup = "llm-d.ai";                     // v1alpha2
-inline constexpr std::string_view kActivePorts = "llm-d.ai/active-ports";           // annotation
+// Of InferenceObjective and InferenceModelRewrite, now and before; v1alpha2.
+inline constexpr std::string_view kObjectiveGroups[] = {"llm-d.ai", "inference.networking.x-k8s.io"};
+inline constexpr std::string_view kActivePorts = "llm-d.ai/active-ports";  // annotation
 inline constexpr std::string_view kActivePortsOld = "inference.networking.k8s.io/active-ports";
 inline constexpr std::size_t kMaxTargetPorts = 8;
 
@@ -73,8 +75,8 @@ absl::StatusOr<PoolState> ReadPool(const nlohmann::json& object);
 absl::StatusOr<ObjectiveState> ReadObjective(const nlohmann::json& object);
 absl::StatusOr<RewriteState> ReadRewrite(const nlohmann::json& object);
 
-// "8000,8001": 1 to 8 different ones of 1 to 65535.
-absl::StatusOr<std::vector<std::uint16_t>> ParseTargetPorts(std::string_view text);
+// 1 to 8 different ones of 1 to 65535.
+absl::StatusOr<std::vector<std::uint16_t>> CheckTargetPorts(std::span<const int> ports);
 
 // Adds an endpoint per active target port of a pod that is ready and stays; nothing for others.
 void AppendEndpoints(const PodState& pod, const std::vector<std::uint16_t>& target_ports,

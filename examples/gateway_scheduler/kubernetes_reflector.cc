@@ -390,7 +390,8 @@ class Reflector::Impl {
     std::unique_lock lock(mutex_);
     ++counts_.failures;
     if (status != status_) {  // once, not with every attempt
-      spdlog::warn("Kubernetes: {}", std::string(status.message()));
+      spdlog::log(absl::IsNotFound(status) ? spdlog::level::info : spdlog::level::warn, "Kubernetes: {}",
+                  std::string(status.message()));
       status_ = status;
     }
     if (!at_once) {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -55,8 +56,9 @@ struct FinishReport {
   const RequestInfo& request;
   const gateway::ResponseFacts& response;
   const gateway::Completion& completion;
-  std::string endpoint = {};  // that served; empty: none
-  bool decided = false;       // OnDecision() was told of an endpoint
+  std::string endpoint = {};                                  // that served; empty: none
+  bool decided = false;                                       // OnDecision() was told of an endpoint
+  absl::Duration response_processing = absl::ZeroDuration();  // our own time, over all pieces
   absl::Time now = absl::InfinitePast();
 };
 
@@ -70,6 +72,10 @@ class Observer {
   virtual void OnDecision(const DecisionReport&) {}
   virtual void OnResponseChunk(const RequestInfo&, absl::Duration /*since the last one*/) {}
   virtual void OnFinished(const FinishReport&) {}
+  // Of the gRPC server; `code` is the status' word, "OK" or "Cancelled".
+  virtual void OnStreamStarted() {}
+  virtual void OnStreamEnded(std::string_view /*code*/, absl::Duration /*open*/) {}
+  virtual void OnDispatchCycle(absl::Duration) {}  // of flow control
 };
 
 }  // namespace llmd::host

@@ -208,7 +208,7 @@ ParsedOptions ParseOptions(const std::vector<std::string>& arguments) {
          [&o](const std::string& encoder) { o.log_format = encoder == "json" ? "json" : "text"; },
          "json or console, as --log-format")
       ->check(CLI::IsMember({"json", "console"}));
-  app.add_option("--v", o.verbosity, "Verbosity of the log, 0 to 5")
+  app.add_option("-v,--v", o.verbosity, "Verbosity of the log, 0 to 5")
       ->capture_default_str()
       ->check(CLI::Range(0, 10));
   flags.Value("decision-log", o.decision_log,

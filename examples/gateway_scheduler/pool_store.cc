@@ -8,11 +8,7 @@ namespace llmd::host {
 
 PoolStore::PoolStore() { Publish(); }
 
-void PoolStore::Publish() {
-  auto copy = std::make_shared<const sched::EndpointPool>(pool_);
-  const std::lock_guard lock(published_mutex_);
-  published_.swap(copy);
-}
+void PoolStore::Publish() { published_.store(std::make_shared<const sched::EndpointPool>(pool_)); }
 
 void PoolStore::Update(absl::FunctionRef<void(sched::EndpointPool&)> change) {
   const std::lock_guard lock(mutex_);

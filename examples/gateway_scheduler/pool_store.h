@@ -20,6 +20,7 @@
 
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
+#include "examples/gateway_scheduler/published.h"
 #include "llmd/sched/endpoint_pool.h"
 
 namespace llmd::host {
@@ -38,10 +39,7 @@ class PoolStore {
 
   PoolStore();
 
-  Snapshot snapshot() const {
-    const std::lock_guard lock(published_mutex_);
-    return published_;
-  }
+  Snapshot snapshot() const { return published_.load(); }
   // Whether SetEndpoints() was ever called: an empty pool may be a fact or ignorance.
   bool synced() const { return synced_.load(std::memory_order_acquire); }
 
@@ -59,10 +57,7 @@ class PoolStore {
   std::mutex mutex_;
   sched::EndpointPool pool_;
   std::vector<Listener> listeners_;
-  // Held for the copy of a pointer. (GCC 12's atomic shared_ptr is a spin lock that its load() releases
-  // without ordering what it read.)
-  mutable std::mutex published_mutex_;
-  Snapshot published_;
+  Published<sched::EndpointPool> published_;
   std::atomic<bool> synced_ = false;
 };
 

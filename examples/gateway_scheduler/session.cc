@@ -55,10 +55,12 @@ class SessionImpl final : public Session {
         break;
       case ExtProcEvent::kResponseHeaders:
         OnResponseHeaders(now);
+        responding_ += absl::Now() - now;
         break;
       case ExtProcEvent::kResponseBody:
       case ExtProcEvent::kResponseEnd:
         OnResponseBody(now);
+        responding_ += absl::Now() - now;
         break;
       case ExtProcEvent::kNone:
       case ExtProcEvent::kFailed:
@@ -70,6 +72,12 @@ class SessionImpl final : public Session {
   bool Next(gateway::ProcessingResponse& answer) override { return stream_.Next(answer); }
   bool finished() const override { return stream_.finished(); }
   const absl::Status& status() const override { return stream_.status(); }
+
+  void Fail(absl::Status status) override {
+    const absl::Time now = absl::Now();
+    stream_.Fail(std::move(status), now);
+    Settle(now);
+  }
 
   void Close(gateway::CloseReason reason) override {
     closed_ = true;
@@ -114,7 +122,7 @@ class SessionImpl final : public Session {
   void Begin(absl::Time now) {
     Describe();
     const gateway::RequestFacts& facts = stream_.facts();
-    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model);
+    if (std::optional<std::string> target = gateway_.Rewrite(facts.incoming_model, worker_.random);
         target && facts.can_rewrite_model) {
       model_ = *std::move(target);
       info_.target_model = *model_;
@@ -277,9 +285,14 @@ class SessionImpl final : public Session {
                                      .candidates = Candidates(*pool),
                                      .now = now,
                                      .seed = worker_.random.Next()};
-    sched::Explanation* explanation = gateway_.wants_explanations() ? &worker_.explanation : nullptr;
+    DecisionRecorder* recorder = gateway_.recorder();
+    sched::Explanation* explanation =
+        recorder != nullptr || gateway_.wants_explanations() ? &worker_.explanation : nullptr;
     sched::Decision& decision = worker_.decision;
     absl::Status status = worker_.scheduler->Schedule(input, *worker_.workspace, decision, explanation);
+    if (recorder != nullptr) {
+      recorder->Record(worker_.scheduler, input, *worker_.workspace, decision, *explanation, status);
+    }
     if (!status.ok()) {
       Refuse(status, *pool, now, explanation);
       return;
@@ -314,7 +327,6 @@ class SessionImpl final : public Session {
       Refuse(absl::InternalError(s.message()), *pool, now, explanation);
       return;
     }
-    if (gateway_.observers().empty()) return;
     std::string prefill;
     for (const gateway::HeaderField& field : result.set_headers) {
       if (field.name == sched::kPrefillerHeader) prefill = field.value;
@@ -343,7 +355,6 @@ class SessionImpl final : public Session {
   }
 
   void Report(DecisionReport report, absl::Time began) {
-    if (gateway_.observers().empty()) return;
     report.now = absl::Now();
     report.deciding = report.now - began;
     report.tokenizing = tokenizing_;
@@ -354,6 +365,7 @@ class SessionImpl final : public Session {
       for (const auto& prompt : tokens_->prompts) report.prompt_tokens += prompt.size();
     }
     for (Observer* observer : gateway_.observers()) observer->OnDecision(report);
+    tokens_.reset();  // they would live as long as the response
   }
 
   void OnResponseHeaders(absl::Time now) {
@@ -408,6 +420,7 @@ class SessionImpl final : public Session {
                               .completion = *completion,
                               .endpoint = served,
                               .decided = decided_,
+                              .response_processing = responding_,
                               .now = now};
     for (Observer* observer : gateway_.observers()) observer->OnFinished(report);
   }
@@ -432,6 +445,7 @@ class SessionImpl final : public Session {
   absl::Duration waited_ = absl::ZeroDuration();
   std::string endpoint_;
   sched::Flight flight_;
+  absl::Duration responding_ = absl::ZeroDuration();  // spent on the response
   std::uint64_t chunks_ = 0;
   absl::Time last_chunk_ = absl::InfinitePast();
 };

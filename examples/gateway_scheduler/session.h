@@ -34,6 +34,8 @@ class Session : public std::enable_shared_from_this<Session> {
   // As ExtProcStream: nothing more is to be read or written.
   virtual bool finished() const = 0;
   virtual const absl::Status& status() const = 0;
+  // Ends the stream with a status, so that the data plane's failure mode decides.
+  virtual void Fail(absl::Status status) = 0;
   // `ready` is not called any more.
   virtual void Close(gateway::CloseReason reason) = 0;
 };

@@ -326,6 +326,9 @@ void Telemetry::OnFinished(const FinishReport& report) {
   using H = RequestHistogram;
   const absl::Time received = report.request.received;
   const bool answered = response.first_byte != absl::InfiniteFuture();
+  if (report.response_processing > absl::ZeroDuration()) {
+    Observe(impl.response_processing.fan, Seconds(report.response_processing));
+  }
   const double ttft = Seconds(response.first_byte - received);
   if (answered) impl.requests.Observe(series, response.streaming ? H::kTtftStreaming : H::kTtft, ttft);
   if (!response.ended) return;  // broken off: how long it would have taken is not known
@@ -345,16 +348,12 @@ void Telemetry::OnFinished(const FinishReport& report) {
   }
 }
 
-void Telemetry::StreamStarted() { Increment(impl_->streams_open.fan); }
+void Telemetry::OnStreamStarted() { Increment(impl_->streams_open.fan); }
 
-void Telemetry::StreamEnded(std::string_view code, absl::Duration open) {
+void Telemetry::OnStreamEnded(std::string_view code, absl::Duration open) {
   impl_->streams_open.fan.Each([](Gauge& gauge) { gauge.Decrement(); });
   Observe(impl_->stream_duration.fan, Seconds(open));
   Increment(impl_->streams.Find({}, {{"code", std::string(code)}}));
-}
-
-void Telemetry::OnResponseProcessed(absl::Duration duration) {
-  Observe(impl_->response_processing.fan, Seconds(duration));
 }
 
 void Telemetry::OnDispatchCycle(absl::Duration duration) {

@@ -113,12 +113,10 @@ class Telemetry final : public Observer {
   void OnFinished(const FinishReport& report) override;
 
   // Of the gRPC server; nothing happens unless `stream_metrics`. `code`: "OK", "Canceled", ...
-  void StreamStarted();
-  void StreamEnded(std::string_view code, absl::Duration open);
-  // The host's own time for a response: the sum over its pieces.
-  void OnResponseProcessed(absl::Duration duration);
+  void OnStreamStarted() override;
+  void OnStreamEnded(std::string_view code, absl::Duration open) override;
   // One cycle of flow control.
-  void OnDispatchCycle(absl::Duration duration);
+  void OnDispatchCycle(absl::Duration duration) override;
 
   // Text format 0.0.4.
   std::string Expose() const;

@@ -141,12 +141,13 @@ class Pool {
 class ResponseImpl final : public ClientResponse {
  public:
   ResponseImpl(ConnectionPtr connection, std::unique_ptr<Parser> parser, std::shared_ptr<Pool> pool,
-               std::string host_port, bool reusable)
+               std::string host_port, bool reusable, std::chrono::milliseconds read_timeout)
       : connection_(std::move(connection)),
         parser_(std::move(parser)),
         pool_(std::move(pool)),
         host_port_(std::move(host_port)),
         reusable_(reusable),
+        read_timeout_(read_timeout),
         status_(static_cast<int>(parser_->get().result_int())),
         headers_(ToHeaders(parser_->get())) {
     if (parser_->is_done()) End();
@@ -164,6 +165,7 @@ class ResponseImpl final : public ClientResponse {
     const ConnectionPtr::pointer connection = connection_.get();
     std::array<char, kReadBytes> place;
     auto& body = parser_->get().body();
+    const Deadline deadline(connection->socket, read_timeout_);
     for (;;) {
       body.data = place.data();
       body.size = place.size();
@@ -174,6 +176,7 @@ class ResponseImpl final : public ClientResponse {
           co_await beast_http::async_read_some(connection->socket, connection->buffer, *parser_, kAwait);
       if (error == beast_http::error::need_buffer) error = {};
       if (error) {
+        if (deadline.passed()) error = asio::error::timed_out;
         connection_.reset();
         throw system_error(error, "reading an answer");
       }
@@ -215,6 +218,7 @@ class ResponseImpl final : public ClientResponse {
   std::shared_ptr<Pool> pool_;
   std::string host_port_;
   bool reusable_;
+  std::chrono::milliseconds read_timeout_;
   int status_;
   Headers headers_;
   bool broken_ = false;
@@ -262,13 +266,13 @@ struct Client::Impl {
     } else {
       tcp::resolver resolver(executor);
       const auto [failure, found] = co_await resolver.async_resolve(authority.host, authority.port, kAwait);
-      if (failure) throw system_error(failure, "resolving " + authority.host);
+      if (failure) throw ConnectError(failure, "resolving " + authority.host);
       for (const auto& entry : found) endpoints.push_back(entry.endpoint());
     }
-    if (deadline.passed()) throw system_error(asio::error::timed_out, "connecting to " + host_port);
+    if (deadline.passed()) throw ConnectError(asio::error::timed_out, "connecting to " + host_port);
     const auto [failure, chosen] = co_await asio::async_connect(connection->socket, endpoints, kAwait);
     if (failure) {
-      throw system_error(deadline.passed() ? asio::error::timed_out : failure, "connecting to " + host_port);
+      throw ConnectError(deadline.passed() ? asio::error::timed_out : failure, "connecting to " + host_port);
     }
     connection->socket.set_option(tcp::no_delay(true), error);
     co_return connection;
@@ -307,7 +311,7 @@ struct Client::Impl {
         continue;
       }
       auto response = std::make_unique<ResponseImpl>(std::move(connection), std::move(parser), pool,
-                                                     host_port, !write_error);
+                                                     host_port, !write_error, options.read_timeout);
       co_return response;
     }
     if (deadline.passed()) error = asio::error::timed_out;

@@ -21,6 +21,7 @@
 
 #include <boost/asio/any_io_executor.hpp>
 #include <boost/asio/awaitable.hpp>
+#include <boost/system/system_error.hpp>
 
 #include "examples/http/message.h"
 
@@ -32,7 +33,14 @@ struct ClientOptions {
   std::size_t max_idle_per_host = 1024;
   std::chrono::milliseconds connect_timeout{5000};
   std::chrono::milliseconds header_timeout{0};  // from the request to the answer's headers; 0: none
+  std::chrono::milliseconds read_timeout{0};    // for each Read(); 0: none
   std::size_t max_header_bytes = 64 << 10;
+};
+
+// No connection could be made, so nothing of the request was sent.
+class ConnectError : public boost::system::system_error {
+ public:
+  using system_error::system_error;
 };
 
 class ClientResponse {

@@ -42,6 +42,7 @@ struct Request {
   std::string target = "/";  // path and query
   Headers headers = {};
   std::string body = {};
+  std::string peer = {};  // of a received one: the client's address
 
   std::string_view path() const { return std::string_view(target).substr(0, target.find('?')); }
   // Without the '?'.

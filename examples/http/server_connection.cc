@@ -27,7 +27,6 @@ using boost::system::error_code;
 using boost::system::system_error;
 
 constexpr std::size_t kFirstBuffer = 4 << 10;
-constexpr std::size_t kBodyBuffer = 64 << 10;
 // Of later requests, read while a handler runs. Beyond, the client's end is not seen before the answer's.
 constexpr std::size_t kMostPipelined = 64 << 10;
 constexpr std::size_t kWriteProgress = 64 << 10;
@@ -119,6 +118,7 @@ asio::awaitable<void> Connection::Run() {
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   try {
+    if (const auto peer = socket_.remote_endpoint(ignored); !ignored) peer_ = peer.address().to_string();
     buffer_.reserve(std::min(kFirstBuffer, buffer_.max_size()));
     while (keep_ && !draining_ && !stopping_) {
       const bool begun = co_await WaitForRequest();

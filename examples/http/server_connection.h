@@ -102,6 +102,7 @@ class Connection final : public Response, public std::enable_shared_from_this<Co
   bool broken_ = false;  // an answer was begun and cannot be ended
   bool keep_ = true;
 
+  std::string peer_;
   Request request_;
   bool head_only_ = false;
   bool http10_ = false;

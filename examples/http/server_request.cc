@@ -98,7 +98,8 @@ asio::awaitable<bool> Connection::ReadRequest() {
     http10_ = head.version() < 11;
     keep_ = parser.keep_alive();
     verdict = Judge(head, parser.chunked());
-    request_ = {};
+    request_ = Request();
+    request_.peer = peer_;
     request_.method.assign(View(head.method_string()));
     request_.target = PathOf(View(head.target()));
     // Now, so that trailers do not pass for headers.

@@ -69,11 +69,17 @@ RequestId EngineDriver::Submit(EngineRequest request) {
   return id;
 }
 
-void EngineDriver::Abort(RequestId id) {
-  impl_->Post([id](Impl& impl) {
-    impl.engine->Abort(id, Now());
-    impl.Go();
-  });
+void EngineDriver::Abort(RequestId id) { Aborter()(id); }
+
+std::function<void(RequestId)> EngineDriver::Aborter() {
+  return [weak = std::weak_ptr<Impl>(impl_)](RequestId id) {
+    const std::shared_ptr<Impl> impl = weak.lock();
+    if (impl == nullptr || impl->stopped) return;
+    impl->Post([id](Impl& engine_impl) {
+      engine_impl.engine->Abort(id, Now());
+      engine_impl.Go();
+    });
+  };
 }
 
 void EngineDriver::ResetPrefixCache(std::function<void(bool)> done) {

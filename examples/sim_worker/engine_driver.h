@@ -24,6 +24,8 @@ class EngineDriver {
 
   RequestId Submit(EngineRequest request);
   void Abort(RequestId id);
+  // Abort() for those who may outlive the driver: then it does nothing.
+  std::function<void(RequestId)> Aborter();
   // Calls `done` on the strand.
   void ResetPrefixCache(std::function<void(bool)> done);
   // For looking at the engine between two steps.

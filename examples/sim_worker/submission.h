@@ -4,6 +4,7 @@
 #define EXAMPLES_SIM_WORKER_SUBMISSION_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -16,7 +17,9 @@ namespace llmd::sim {
 class Submission {
  public:
   Submission(EngineDriver& driver, boost::asio::any_io_executor executor)
-      : driver_(driver), queue_(std::make_shared<TokenQueue>(std::move(executor))) {}
+      : driver_(driver),
+        abort_(driver.Aborter()),
+        queue_(std::make_shared<TokenQueue>(std::move(executor))) {}
   ~Submission() {
     for (std::uint32_t choice = 0; choice < ids_.size(); ++choice) Abort(choice);
   }
@@ -31,12 +34,13 @@ class Submission {
   // The choice has ended by itself.
   void Ended(std::uint32_t choice) { ids_[choice] = 0; }
   void Abort(std::uint32_t choice) {
-    if (ids_[choice] != 0) driver_.Abort(std::exchange(ids_[choice], 0));
+    if (ids_[choice] != 0) abort_(std::exchange(ids_[choice], 0));
   }
   TokenQueue& queue() { return *queue_; }
 
  private:
   EngineDriver& driver_;
+  std::function<void(RequestId)> abort_;  // an answer may be dropped after the driver
   std::shared_ptr<TokenQueue> queue_;
   std::vector<RequestId> ids_;
 };

@@ -55,7 +55,7 @@ absl::Status SelectCandidates(const ScheduleInput& input, std::vector<Position>&
     std::iota(candidates.begin(), candidates.end(), Position{0});
   }
   if (!candidates.empty()) return absl::OkStatus();
-  return WithDroppedReason(absl::UnavailableError("no candidate endpoints for the request"),
+  return WithDroppedReason(absl::UnavailableError("failed to find endpoint candidates for serving the request"),
                            DroppedReason::kNoEndpoints);
 }
 

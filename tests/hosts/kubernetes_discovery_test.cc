@@ -30,6 +30,8 @@ constexpr char kPods[] = "/api/v1/namespaces/llm-d/pods";
 constexpr char kPools[] = "/apis/inference.networking.k8s.io/v1/namespaces/llm-d/inferencepools";
 constexpr char kOldPools[] = "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/llm-d/inferencepools";
 constexpr char kObjectives[] = "/apis/llm-d.ai/v1alpha2/namespaces/llm-d/inferenceobjectives";
+constexpr char kOldObjectives[] =
+    "/apis/inference.networking.x-k8s.io/v1alpha2/namespaces/llm-d/inferenceobjectives";
 constexpr char kRewrites[] = "/apis/llm-d.ai/v1alpha2/namespaces/llm-d/inferencemodelrewrites";
 
 bool Eventually(const std::function<bool()>& condition) {
@@ -217,7 +219,7 @@ TEST_F(KubernetesDiscoveryTest, PoolsOfTheOldGroup) {
 TEST_F(KubernetesDiscoveryTest, ASelectorInsteadOfAPool) {
   server_.Apply(kPods, Pod("a", 1));
   server_.Apply(kPods, Pod("b", 2, "two"));
-  Start({.endpoint_selector = "group=one", .endpoint_target_ports = "3000,3001"});
+  Start({.endpoint_selector = "group=one", .endpoint_target_ports = {3000, 3001}});
   EXPECT_THAT(Await({"a-rank-0 10.0.0.1:3000", "a-rank-1 10.0.0.1:3001"}),
               ElementsAre("a-rank-0 10.0.0.1:3000", "a-rank-1 10.0.0.1:3001"));
   EXPECT_TRUE(discovery_->pool_synced());
@@ -234,8 +236,9 @@ TEST_F(KubernetesDiscoveryTest, OptionsAreChecked) {
   EXPECT_THAT(error({.pool_name = "p", .pool_namespace = "a/b"}), HasSubstr("--pool-namespace"));
   EXPECT_THAT(error({.pool_name = "p", .pool_group = "apps"}),
               HasSubstr("--pool-group is \"apps\", expected"));
-  EXPECT_THAT(error({.endpoint_selector = "a=b"}), HasSubstr("target ports"));
-  EXPECT_THAT(error({.endpoint_selector = "a in", .endpoint_target_ports = "1"}), HasSubstr("expected ("));
+  EXPECT_THAT(error({.endpoint_selector = "a=b"}),
+              HasSubstr("--endpoint-target-ports: there is no target port"));
+  EXPECT_THAT(error({.endpoint_selector = "a in", .endpoint_target_ports = {1}}), HasSubstr("expected ("));
   EXPECT_TRUE(server_.Requests().empty());
 }
 
@@ -278,6 +281,22 @@ TEST_F(KubernetesDiscoveryTest, ObjectivesAndRewritesOfThisPool) {
   EXPECT_TRUE(Eventually([&] { return discovery_->objectives()->size() == 0; }));
   server_.Apply(kPools, Pool());
   EXPECT_TRUE(Eventually([&] { return discovery_->objectives()->Priority("foreign") == 7; }));
+}
+
+TEST_F(KubernetesDiscoveryTest, ObjectivesOfTheOldGroupCountWhereThereAreNoNewOnes) {
+  server_.Install(kOldObjectives);
+  const auto objective = [](const std::string& name, int priority) {
+    return json{{"metadata", Meta(name)},
+                {"spec", {{"priority", priority}, {"poolRef", {{"name", "llm-d"}}}}}};
+  };
+  server_.Apply(kPools, Pool());
+  server_.Apply(kOldObjectives, objective("a", 1));
+  server_.Apply(kOldObjectives, objective("b", 1));
+  server_.Apply(kObjectives, objective("b", 2));
+  Start();
+  EXPECT_TRUE(Eventually([&] { return pool_.synced(); }));
+  EXPECT_EQ(discovery_->objectives()->Priority("a"), 1);
+  EXPECT_EQ(discovery_->objectives()->Priority("b"), 2);
 }
 
 TEST(KubernetesDiscoveryOptionalTest, KindsThatAreNotInstalledHoldNothingUp) {

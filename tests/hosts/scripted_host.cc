@@ -102,6 +102,26 @@ void ScriptedHost::Decide(Observer& observer, const Script& script) const {
   observer.OnDecision(report);
 }
 
+void ScriptedHost::Schedule(Observer& observer, const Script& script) const {
+  const RequestInfo info = Info(script);
+  const PoolStore::Snapshot snapshot = pool.snapshot();
+  const sched::Request request{.id = info.request_id, .model = info.target_model};
+  sched::Workspace workspace(*scheduler);
+  sched::Decision decision;
+  sched::Explanation explanation;
+  const bool explain = observer.wants_explanations();
+  DecisionReport report{.request = info, .pool = *snapshot, .scheduler = *scheduler};
+  report.status = scheduler->Schedule({.request = request, .pool = *snapshot, .now = kStart, .seed = 1},
+                                      workspace, decision, explain ? &explanation : nullptr);
+  if (report.status.ok()) {
+    report.decision = &decision;
+    report.endpoint = (*snapshot)[decision.target()].host_port();
+  }
+  report.explanation = explain ? &explanation : nullptr;
+  report.now = kStart;
+  observer.OnDecision(report);
+}
+
 void ScriptedHost::Finish(Observer& observer, const Script& script) const {
   const RequestInfo request = Info(script);
   gateway::ResponseFacts response;

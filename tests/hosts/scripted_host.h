@@ -53,6 +53,8 @@ class ScriptedHost {
 
   RequestInfo Info(const Script& script) const;
   void Decide(Observer& observer, const Script& script) const;
+  // As Decide(), with the scheduler's own decision, explained if the observer wants it.
+  void Schedule(Observer& observer, const Script& script) const;
   void Finish(Observer& observer, const Script& script) const;
 
   PoolStore pool;

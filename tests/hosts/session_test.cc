@@ -237,7 +237,7 @@ TEST(Session, ABadConfigurationLeavesTheOldOneInForce) {
 
 TEST(Session, AModelRewriteReachesTheBody) {
   Bed bed;
-  bed.gateway->SetRewrites([](std::string_view model) -> std::optional<std::string> {
+  bed.gateway->SetRewrites([](std::string_view model, Random&) -> std::optional<std::string> {
     if (model != "m") return std::nullopt;
     return "other";
   });

@@ -347,9 +347,9 @@ TEST(TelemetryTest, PromtoolFindsNothing) {
   options.demo_metrics = options.stream_metrics = true;
   Telemetry telemetry(options, host.pool);
   telemetry.SetScheduler(*host.scheduler);
-  telemetry.StreamStarted();
-  telemetry.StreamStarted();
-  telemetry.StreamEnded("OK", absl::Seconds(1));
+  telemetry.OnStreamStarted();
+  telemetry.OnStreamStarted();
+  telemetry.OnStreamEnded("OK", absl::Seconds(1));
   host.Decide(telemetry, {.model = "a\"\n\\\xff"});
   host.Finish(telemetry, {.model = "a\"\n\\\xff"});
   EXPECT_THAT(Lines(telemetry), Contains("llm_d_epp_extproc_streams_inflight 1"));

@@ -13,7 +13,6 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "examples/gateway_scheduler/curl_loop.h"
 #include "examples/gateway_scheduler/decision_recorder.h"
 #include "examples/gateway_scheduler/endpoints_file_watcher.h"
@@ -233,7 +232,7 @@ class HostImpl final : public Host {
          .pool_namespace = options_.pool_namespace,
          .pool_group = options_.pool_group,
          .endpoint_selector = options_.endpoint_selector,
-         .endpoint_target_ports = absl::StrJoin(options_.endpoint_target_ports, ",")},
+         .endpoint_target_ports = options_.endpoint_target_ports},
         pool_);
     if (!started.ok()) return started.status();
     kubernetes_ = *std::move(started);

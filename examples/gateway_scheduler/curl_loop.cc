@@ -380,6 +380,8 @@ class CurlLoop::Impl {
     long opened = 0;
     curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &opened);
     connections_.fetch_add(static_cast<std::uint64_t>(opened), std::memory_order_relaxed);
+    // curl counts how often a handle replaced a dead connection, and gives up at five unless it is reset.
+    if (opened > 0) transfer->plain = false;
     curl_multi_remove_handle(multi_, transfer->easy);
     active_.erase(transfer->id);
     Give(transfer);

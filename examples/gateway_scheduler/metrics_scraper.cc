@@ -20,6 +20,9 @@ namespace {
 using Clock = CurlLoop::Clock;
 using std::chrono::nanoseconds;
 
+// Of the interval, in which scrapes start: some at a time wake the thread less often than each by itself.
+constexpr int kSlots = 10;
+
 nanoseconds Nanoseconds(absl::Duration duration) { return absl::ToChronoNanoseconds(duration); }
 
 ScraperOptions Sane(ScraperOptions options) {
@@ -140,7 +143,7 @@ class MetricsScraper::Impl : public std::enable_shared_from_this<Impl> {
       target->reader = &readers_[&engine - options_.engines->engines().data()];
       // Multiples of the golden ratio divide the interval evenly for any number of endpoints.
       const double share = std::fmod(0.6180339887498949 * static_cast<double>(phases_++), 1.0);
-      target->phase = nanoseconds(static_cast<std::int64_t>(share * static_cast<double>(interval_.count())));
+      target->phase = static_cast<std::int64_t>(share * kSlots) * (interval_ / kSlots);
       target->status.id = endpoint.id();
       target->status.url = UrlOf(options_, *endpoint.identity);
       target->status.engine = engine.name;

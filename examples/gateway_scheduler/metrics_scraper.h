@@ -4,7 +4,7 @@
 //   absl::StatusOr<std::optional<ScraperOptions>> options = ScraperOptionsOf(scheduler);
 //   MetricsScraper scraper(**options, pool, loop);   // scrapes from now on
 //
-// Every endpoint has its own phase of the interval, so that scrapes are spread over it, and is scraped once
+// Every endpoint has its own tenth of the interval, so that scrapes are spread over it, and is scraped once
 // at a time: a slow one delays nobody but itself. One that fails is asked ever more seldom, down to once in
 // max_backoff. Results enter the pool together with others that come within `batch`, since each change of the
 // pool publishes a copy. A failed scrape changes nothing: that a value is old shows in its Sample::at.

@@ -1,8 +1,10 @@
 #include "examples/gateway_scheduler/curl_loop.h"
 
 #include <atomic>
+#include <chrono>
 #include <future>
 #include <optional>
+#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
@@ -154,12 +156,18 @@ TEST(CurlLoopTest, RefusesWhatCannotBeAsked) {
 }
 
 TEST(CurlLoopTest, AConnectionThatTheServerClosedIsReplaced) {
-  TinyServer server([](const http::Request&, TinyServer::Reply& reply) {
+  std::atomic<int> pause = 0;
+  TinyServer server([&](const http::Request&, TinyServer::Reply& reply) {
     reply.Send(200, "once");
+    // The next request may be on its way when the connection ends.
+    std::this_thread::sleep_for(std::chrono::microseconds(50 * pause++));
     reply.Close();
   });
   CurlLoop loop;
-  for (int i = 0; i < 20; ++i) EXPECT_EQ(Fetch(loop, {.url = server.url()}).body, "once");
+  for (int i = 0; i < 20; ++i) {
+    const FetchResult result = Fetch(loop, {.url = server.url()});
+    EXPECT_EQ(result.body, "once") << result.status;
+  }
   EXPECT_EQ(server.requests(), 20);
 }
 

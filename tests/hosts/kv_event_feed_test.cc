@@ -1,6 +1,9 @@
 // The feed against publishers that it connects to.
+#include <atomic>
 #include <memory>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -143,6 +146,29 @@ TEST_F(KvEventFeedTest, EndpointThatLeavesTakesItsBlocksAlong) {
   EXPECT_EQ(Match(prompt)["b"], 4);
   SetEndpoints({a, b});
   AwaitDepth("a", prompt, 4);  // by replay
+}
+
+TEST_F(KvEventFeedTest, EndpointThatWasGoneForAMomentStartsFromNothing) {
+  TestPublisher publisher({.replay_port = -1});
+  TestEngine engine;
+  StartFeed();
+  const auto a = EndpointAt("a", 1, publisher.port(), 0);
+  SetEndpoints({a});
+  publisher.AwaitSubscriber();
+  publisher.Publish(engine.Store(MakePrompt(1, 4)));
+  AwaitDepth("a", MakePrompt(1, 4), 4);
+  // Both changes in one turn of the feed's attention.
+  std::atomic<bool> go = false;
+  ASSERT_TRUE(feed_->RunOnIndex([&](index::PrefixIndex&) {
+    while (!go) std::this_thread::yield();
+  }));
+  ASSERT_TRUE(pool_.SetEndpoints({}).ok());
+  ASSERT_TRUE(pool_.SetEndpoints(std::vector{a}).ok());
+  go = true;
+  publisher.AwaitSubscriber();
+  publisher.Publish(engine.Store(MakePrompt(2, 4)));
+  AwaitDepth("a", MakePrompt(2, 4), 4);
+  EXPECT_THAT(Match(MakePrompt(1, 4)), IsEmpty());
 }
 
 TEST_F(KvEventFeedTest, OtherNameAtTheAddressInheritsNothing) {

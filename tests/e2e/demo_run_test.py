@@ -174,10 +174,10 @@ class Suite:
         gateway = self.rig.gateway(None, self.rig.endpoints(ports, "echo.json"))
         gateway.wait_endpoints(2)
         envoy = self.rig.envoy("e1.yaml", gateway)
-        headers = [("x-echo-stream", "12:0.06"), ("x-echo-sleep", "0.3")]
+        headers = [("x-echo-stream", "12:0.06"), ("x-echo-sleep", "0.6")]
         requests = [(CHAT, chat(f"latency {i}", stream=True, stream_options={"include_usage": True}), headers)
                     for i in range(30)]
-        answers = post_all(envoy.port, requests, 6)
+        answers = post_all(envoy.port, requests, 10)
         assert all(answer.ok for answer in answers), http_load.summary(answers)
         metrics = wait_for("30 requests", lambda: (m := gateway.metrics()).sum(
             "llm_d_epp_request_ttft_seconds_count") == 30 and m)

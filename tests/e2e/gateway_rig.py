@@ -41,6 +41,7 @@ def options(description, *more):
     parser.add_argument("--venv", required=True)
     parser.add_argument("--gateway", required=True, help="the program gateway_scheduler")
     parser.add_argument("--sim", help="the program sim_worker")
+    parser.add_argument("--sanitized", action="store_true", help="memory is a sanitizer's matter, and not measured")
     parser.add_argument("--only", help="a regular expression: runs the cases whose name has it")
     for name, default in more:
         parser.add_argument(name, default=default, type=type(default) if default is not None else str)
@@ -235,10 +236,14 @@ class Rig:
                 process.process.wait(max(0.01, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
-        if kind is None or kind is SystemExit and error.code in (0, SKIP):
+        reports = [path.name for path in self.folder.glob("*.log")
+                   if re.search(r"ERROR: \w+Sanitizer|WARNING: ThreadSanitizer|: runtime error: ", path.read_text(errors="replace"))]
+        if not reports and (kind is None or kind is SystemExit and error.code in (0, SKIP)):
             shutil.rmtree(self.folder, ignore_errors=True)
-        else:
-            print(f"logs are in {self.folder}", flush=True)
+            return
+        print(f"logs are in {self.folder}", flush=True)
+        if reports and kind is None:
+            raise AssertionError(f"a sanitizer reports in {reports}")
 
     def echo(self, count):
         """The ports of echo servers, which share a process."""

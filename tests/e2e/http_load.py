@@ -59,7 +59,9 @@ class Connection:
         if self.writer is None:
             self.reader, self.writer = await asyncio.open_connection(self.host, self.port, limit=1 << 20)
         length = ["transfer-encoding: chunked"] if chunk else [f"content-length: {len(body)}"] if body else []
-        lines = [f"{method or ('POST' if body else 'GET')} {path} HTTP/1.1", "host: test", *length]
+        lines = [f"{method or ('POST' if body else 'GET')} {path} HTTP/1.1", *length]
+        if not any(name.lower() == "host" for name, _ in headers):
+            lines.append("host: test")
         if body and not any(name.lower() == "content-type" for name, _ in headers):
             lines.append("content-type: application/json")
         head = "\r\n".join(lines).encode()

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Running the picker: health, graceful restart, certificates. operations_test.py --venv V --gateway G"""
+import hashlib
 import ssl
 import subprocess
 import time
@@ -160,6 +161,29 @@ class Suite:
         envoy.stop()
         gateway.stop()
 
+    def standalone(self):
+        """Without Envoy: the same decisions, bodies and streams through the picker's own proxy."""
+        gateway = self.rig.gateway(None, self.endpoints, flags=["--proxy-port=0"])
+        gateway.wait_endpoints(3)
+        for size in (1_000, 100_000, 5_000_000):
+            body = chat("x" * size)
+            answer = post(gateway.proxy, CHAT, body)
+            assert answer.ok, (answer.status, answer.body[:200])
+            assert answer.json()["sha256"] == hashlib.sha256(body).hexdigest()
+        stream = post(gateway.proxy, CHAT, chat("s", stream=True), [("x-echo-stream", "10:0.05")])
+        assert stream.ok and stream.body.count(b"data: ") == 12 and stream.first < stream.seconds / 2, stream
+        assert post(gateway.proxy, CHAT, b"{").status == 400
+        assert post(gateway.proxy, "/v1/models", b"").ok
+        with http_load.Load(gateway.proxy, 60, lambda i: (CHAT, chat(f"{i}"), [])) as load:
+            time.sleep(0.5)
+            self.rig.endpoints(self.ports[:1], self.endpoints.name)
+            gateway.wait_endpoints(1)
+            time.sleep(0.3)
+        self.rig.endpoints(self.ports, self.endpoints.name)
+        assert all(answer.ok for answer in load.answers), http_load.summary(load.answers)
+        wait_for("nothing running", lambda: gateway.metrics().sum("llm_d_epp_request_running") == 0)
+        gateway.stop()
+
     def seeds_arguments(self):
         """The arguments of the seed's manifest, as they are written there, but for the pool."""
         health, metrics = free_ports(2)
@@ -209,7 +233,7 @@ def main(options):
     with gateway_rig.Rig(options, "operations") as rig:
         suite = Suite(rig)
         for name in ("health", "not_ready_without_endpoints", "graceful_restart", "tls_reload", "tls_self_signed",
-                     "seeds_arguments", "refused_arguments"):
+                     "standalone", "seeds_arguments", "refused_arguments"):
             cases.run(name, getattr(suite, name))
         cases.check()
 

@@ -41,7 +41,6 @@ function(llmd_add_test_headers)
   file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/test_headers.cc CONTENT "int main() {}\n")
   add_executable(llmd_test_headers ${PROJECT_BINARY_DIR}/test_headers.cc)
   target_compile_features(llmd_test_headers PRIVATE cxx_std_20)
-  target_compile_options(llmd_test_headers PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
   target_link_libraries(llmd_test_headers PRIVATE llmd_flags absl::statusor absl::strings absl::time GTest::gmock)
   target_precompile_headers(llmd_test_headers PRIVATE
     <gmock/gmock.h> <gtest/gtest.h> <absl/status/statusor.h> <absl/strings/str_cat.h> <absl/time/time.h>
@@ -57,8 +56,6 @@ function(llmd_test name)
   target_compile_definitions(${name} PRIVATE LLMD_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     LLMD_VECTORS_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} llmd_flags nlohmann_json::nlohmann_json GTest::gmock GTest::gtest_main)
-  # They are compiled more often than they run.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
   target_precompile_headers(${name} REUSE_FROM llmd_test_headers)
   add_test(NAME ${name} COMMAND ${name})
 endfunction()

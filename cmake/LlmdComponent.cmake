@@ -35,19 +35,6 @@ function(llmd_library name)
   set_property(GLOBAL APPEND PROPERTY LLMD_COMPONENTS ${name})
 endfunction()
 
-# The headers that most of a test's compile time goes to, compiled once. An executable, since tests are: the flags
-# must be equal.
-function(llmd_add_test_headers)
-  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/test_headers.cc CONTENT "int main() {}\n")
-  add_executable(llmd_test_headers ${PROJECT_BINARY_DIR}/test_headers.cc)
-  target_compile_features(llmd_test_headers PRIVATE cxx_std_20)
-  target_compile_options(llmd_test_headers PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
-  target_link_libraries(llmd_test_headers PRIVATE llmd_flags absl::statusor absl::strings absl::time GTest::gmock)
-  target_precompile_headers(llmd_test_headers PRIVATE
-    <gmock/gmock.h> <gtest/gtest.h> <absl/status/statusor.h> <absl/strings/str_cat.h> <absl/time/time.h>
-    <algorithm> <functional> <memory> <optional> <span> <string> <unordered_map> <vector>)
-endfunction()
-
 # llmd_test(NAME SOURCES ... [DEPS ...]): a GoogleTest binary registered with CTest.
 # Tests find the repository's data below LLMD_SOURCE_DIR and the golden vectors below LLMD_VECTORS_DIR.
 function(llmd_test name)
@@ -57,9 +44,6 @@ function(llmd_test name)
   target_compile_definitions(${name} PRIVATE LLMD_SOURCE_DIR="${PROJECT_SOURCE_DIR}"
     LLMD_VECTORS_DIR="${PROJECT_SOURCE_DIR}/tests/golden")
   target_link_libraries(${name} PRIVATE ${ARG_DEPS} llmd_flags nlohmann_json::nlohmann_json GTest::gmock GTest::gtest_main)
-  # They are compiled more often than they run.
-  target_compile_options(${name} PRIVATE $<$<CONFIG:RelWithDebInfo>:-O1>)
-  target_precompile_headers(${name} REUSE_FROM llmd_test_headers)
   add_test(NAME ${name} COMMAND ${name})
 endfunction()
 

@@ -1,6 +1,7 @@
 // gateway_scheduler: an endpoint picker behind Envoy. README.md in this folder tells how to run it.
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 
 #include <chrono>
 #include <cstdio>
@@ -22,6 +23,14 @@ int WaitForSignal(const sigset_t& signals, absl::Duration timeout) {
   return signal > 0 ? signal : 0;
 }
 
+// Streams, scrapes and event sockets of many workers need more descriptors than shells usually give.
+void RaiseDescriptorLimit() {
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -31,6 +40,8 @@ int main(int argc, char** argv) {
   for (const int signal : {SIGTERM, SIGINT, SIGHUP}) sigaddset(&signals, signal);
   pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   ::signal(SIGPIPE, SIG_IGN);
+
+  RaiseDescriptorLimit();
 
   const llmd::host::ParsedOptions parsed =
       llmd::host::ParseOptions(std::vector<std::string>(argv + 1, argv + argc));

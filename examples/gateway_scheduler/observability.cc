@@ -136,7 +136,7 @@ class ObservabilityImpl final : public Observability {
     const absl::Time now = absl::Now();
     HostState state{.now = now,
                     .started = started_,
-                    .version = "0.1.0",
+                    .version = LLMD_VERSION,
                     .pool = options_.pool_name.empty() ? "default" : options_.pool_name,
                     .condition = parts_.condition(),
                     .traffic = activity_.Traffic(now)};
@@ -155,6 +155,7 @@ class ObservabilityImpl final : public Observability {
     state.indexes.push_back(DescribeIndex("approximate", approx.index, approx.memory));
     if (gateway_.flow().enabled()) state.flow_control = DescribeFlowControl(gateway_.flow().stats());
     FillConfiguration(*gateway_.schedulers().Current().scheduler, state);
+    state.warnings = gateway_.warnings();  // the file's as well
     return state;
   }
 
@@ -185,6 +186,7 @@ absl::StatusOr<std::unique_ptr<Observability>> Observability::Create(const HostO
                              .names = *names,
                              .demo_metrics = options.demo_metrics,
                              .stream_metrics = options.grpc_stream_metrics,
+                             .build_ref = "v" LLMD_VERSION,
                              .metrics_staleness = options.metrics_staleness_threshold};
   return std::make_unique<ObservabilityImpl>(options, gateway, telemetry);
 }

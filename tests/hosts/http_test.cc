@@ -364,7 +364,7 @@ TEST(HttpTest, ManyConnectionsOnTwoThreads) {
   }
   for (auto& one : all) one.get();
   EXPECT_EQ(right, kClients * 3);
-  EXPECT_EQ(running, 0);
+  EXPECT_TRUE(Eventually([&] { return running == 0; })) << "the last byte comes before the handler's end";
 }
 
 TEST(HttpTest, DrainEndsIdleConnectionsAtOnceAndBusyOnesAfterTheirAnswer) {

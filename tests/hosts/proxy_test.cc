@@ -410,7 +410,7 @@ TEST(HttpProxyTest, TheGatewaysDecisionsAreFollowed) {
   std::size_t seen = 0;
   for (const auto& worker : workers) seen += worker->requests().size();
   EXPECT_EQ(seen, 30u);
-  EXPECT_EQ((*gateway)->active_sessions, 0);
+  EXPECT_TRUE(Eventually([&] { return (*gateway)->active_sessions == 0; }));
 }
 
 }  // namespace

@@ -123,6 +123,8 @@ void KvPublisher::OnConnected(absl::Time now) {
 void KvPublisher::OnDisconnected(absl::Time now) {
   if (!std::exchange(connected_, false)) return;
   disconnected_ = now;
+  // Whoever answers from now on may be another process; its stream begins with the next connection.
+  replays_.Cancel(*this);
 }
 
 void KvPublisher::OnLive(absl::Time now, const events::LiveMessage& message) {
@@ -215,7 +217,7 @@ void KvPublisher::Perform(absl::Time now, events::PublisherStream::Actions actio
         if (ingest_id_ != 0) intake_.ingestor().Clear(ingest_id_);
         break;
       case StreamAction::Kind::kRequestReplay:
-        replays_.Request(*this, action.request, action.seq);
+        if (connected_) replays_.Request(*this, action.request, action.seq);
         break;
       case StreamAction::Kind::kCancelReplay:
         replays_.Cancel(*this);
@@ -250,7 +252,8 @@ void KvPublisher::Apply(absl::Time now, std::span<const std::byte> payload) {
 }
 
 bool KvPublisher::busy() const {
-  return stream_.next_deadline() != absl::InfiniteFuture() || disconnected_ != absl::InfiniteFuture();
+  return (connected_ && stream_.next_deadline() != absl::InfiniteFuture()) ||
+         disconnected_ != absl::InfiniteFuture();
 }
 
 void KvPublisher::Tick(absl::Time now) {
@@ -259,7 +262,7 @@ void KvPublisher::Tick(absl::Time now) {
     disconnected_ = absl::InfiniteFuture();
     NewStream();
     if (ingest_id_ != 0) intake_.ingestor().Clear(ingest_id_);
-  } else if (now >= stream_.next_deadline()) {
+  } else if (connected_ && now >= stream_.next_deadline()) {
     Perform(now, stream_.Tick(now));
   }
 }

@@ -374,8 +374,12 @@ TEST_F(ReflectorTest, WhatCannotBeReadIsListedAgain) {
     EXPECT_TRUE(Agrees());
     EXPECT_TRUE(Watches());
     lists = reflector_->counts().lists;
-    server_.Inject(kPods, text);
-    EXPECT_TRUE(Eventually([&] { return reflector_->counts().lists > lists; })) << text.substr(0, 70);
+    int looks = 0;
+    EXPECT_TRUE(Eventually([&] {
+      // Again from time to time: the server may not have noticed that the watch before is over.
+      if (looks++ % 50 == 0) server_.Inject(kPods, text);
+      return reflector_->counts().lists > lists;
+    })) << text.substr(0, 70);
   }
   EXPECT_TRUE(Watches());
   server_.Apply(kPods, Pod("b", "1"));

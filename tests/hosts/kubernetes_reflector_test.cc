@@ -141,7 +141,7 @@ TEST_F(ReflectorTest, ListsInPages) {
   EXPECT_EQ(mirror_.objects().size(), 23u);
   EXPECT_EQ(server_.CountRequests("limit=5"), 5u);
   EXPECT_EQ(server_.CountRequests("continue="), 4u);
-  EXPECT_EQ(reflector_->counts().lists, 1u);
+  EXPECT_TRUE(Eventually([&] { return reflector_->counts().lists == 1; }));
 }
 
 TEST_F(ReflectorTest, AnEmptyListIsKnown) {
@@ -174,7 +174,7 @@ TEST_F(ReflectorTest, ChangesArrive) {
     EXPECT_TRUE(Agrees());
   }
   EXPECT_EQ(reflector_->counts().lists, 1u);
-  EXPECT_EQ(reflector_->counts().events, 10u);
+  EXPECT_TRUE(Eventually([&] { return reflector_->counts().events == 10; }));
 }
 
 TEST_F(ReflectorTest, AWatchOfTheSelectorSeesObjectsLeaveIt) {
@@ -330,7 +330,11 @@ TEST_F(ReflectorTest, RepeatedEventsAreToldOnce) {
   }
   EXPECT_TRUE(Agrees());
   EXPECT_EQ(reflector_->counts().lists, 1u);
-  EXPECT_EQ(reflector_->counts().repeated, 2 * reflector_->counts().events);
+  EXPECT_TRUE(Eventually([&] {
+    const Reflector::Counts counts = reflector_->counts();
+    return counts.events == 60 && counts.repeated == 120;
+  })) << reflector_->counts().events
+      << " " << reflector_->counts().repeated;
 }
 
 TEST_F(ReflectorTest, EventsOutOfOrderEndInTheTruth) {
@@ -374,8 +378,12 @@ TEST_F(ReflectorTest, WhatCannotBeReadIsListedAgain) {
     EXPECT_TRUE(Agrees());
     EXPECT_TRUE(Watches());
     lists = reflector_->counts().lists;
-    server_.Inject(kPods, text);
-    EXPECT_TRUE(Eventually([&] { return reflector_->counts().lists > lists; })) << text.substr(0, 70);
+    int looks = 0;
+    EXPECT_TRUE(Eventually([&] {
+      // Again from time to time: the server may not have noticed that the watch before is over.
+      if (looks++ % 50 == 0) server_.Inject(kPods, text);
+      return reflector_->counts().lists > lists;
+    })) << text.substr(0, 70);
   }
   EXPECT_TRUE(Watches());
   server_.Apply(kPods, Pod("b", "1"));

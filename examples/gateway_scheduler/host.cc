@@ -245,14 +245,13 @@ class HostImpl final : public Host {
                                  .ca_file = options_.kube_ca_file},
                                 [](const char* name) -> const char* { return std::getenv(name); });
     if (!cluster.ok()) return cluster.status();
-    auto started = KubernetesDiscovery::Start(
-        *cluster,
-        {.pool_name = options_.pool_name,
-         .pool_namespace = options_.pool_namespace,
-         .pool_group = options_.pool_group,
-         .endpoint_selector = options_.endpoint_selector,
-         .endpoint_target_ports = options_.endpoint_target_ports},
-        pool_);
+    auto started = KubernetesDiscovery::Start(*cluster,
+                                              {.pool_name = options_.pool_name,
+                                               .pool_namespace = options_.pool_namespace,
+                                               .pool_group = options_.pool_group,
+                                               .endpoint_selector = options_.endpoint_selector,
+                                               .endpoint_target_ports = options_.endpoint_target_ports},
+                                              pool_);
     if (!started.ok()) return started.status();
     kubernetes_ = *std::move(started);
     gateway_->SetObjectives(

@@ -55,8 +55,9 @@ absl::Status SelectCandidates(const ScheduleInput& input, std::vector<Position>&
     std::iota(candidates.begin(), candidates.end(), Position{0});
   }
   if (!candidates.empty()) return absl::OkStatus();
-  return WithDroppedReason(absl::UnavailableError("failed to find endpoint candidates for serving the request"),
-                           DroppedReason::kNoEndpoints);
+  return WithDroppedReason(
+      absl::UnavailableError("failed to find endpoint candidates for serving the request"),
+      DroppedReason::kNoEndpoints);
 }
 
 // The handler's error, with what went wrong in the profiles.

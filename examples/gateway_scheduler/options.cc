@@ -175,15 +175,15 @@ ParsedOptions ParseOptions(const std::vector<std::string>& arguments) {
   flags.Value("pool-name", o.pool_name,
               "InferencePool to serve; with --endpoints-file only its name, in metrics");
   flags.Value("pool-namespace", o.pool_namespace,
-              "Its namespace; without: NAMESPACE of the environment, or default");
+              "Its namespace; without: POD_NAMESPACE, the service account's, or default");
   flags.Value("pool-group", o.pool_group, "Its API group");
   flags.Value("endpoint-selector", o.endpoint_selector, "Labels of pods (a=b,c=d), instead of a pool");
   flags.Value("endpoint-target-ports", o.endpoint_target_ports, "Their ports, with --endpoint-selector")
       ->delimiter(',')
       ->check(CLI::Range(1, 65535));
   flags.Value("kube-api-url", o.kube_api_url, "Kubernetes API; without: in-cluster");
-  flags.Value("kube-token-file", o.kube_token_file, "Bearer token; without: the service account's");
-  flags.Value("kube-ca-file", o.kube_ca_file, "CA of the API; without: the service account's");
+  flags.Value("kube-token-file", o.kube_token_file, "Bearer token; in-cluster: the service account's");
+  flags.Value("kube-ca-file", o.kube_ca_file, "CA of the API; in-cluster: the service account's");
 
   flags.Time("refresh-metrics-interval", o.refresh_metrics_interval, "Of the engines' metrics");
   flags.Time("metrics-staleness-threshold", o.metrics_staleness_threshold,

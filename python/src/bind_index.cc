@@ -1,0 +1,9 @@
+#include <pybind11/pybind11.h>
+
+#include "python/src/module.h"
+
+namespace llmd::python {
+
+void BindIndex(pybind11::module_&) {}
+
+}  // namespace llmd::python

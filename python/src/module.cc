@@ -18,4 +18,11 @@ PYBIND11_MODULE(_core, m) {
   llmd::python::BindStream(m);
   llmd::python::BindIndex(m);
   llmd::python::BindWorker(m);
+  llmd::python::BindPool(m);
+  llmd::python::BindPlugins(m);
+  llmd::python::BindRequest(m);
+  llmd::python::BindScheduler(m);
+  llmd::python::BindGateway(m);
+  llmd::python::BindExtProc(m);
+  llmd::python::BindTesting(m);
 }

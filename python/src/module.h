@@ -17,6 +17,13 @@ void BindEvents(pybind11::module_& m);
 void BindStream(pybind11::module_& m);
 void BindIndex(pybind11::module_& m);
 void BindWorker(pybind11::module_& m);
+void BindPool(pybind11::module_& m);
+void BindPlugins(pybind11::module_& m);
+void BindRequest(pybind11::module_& m);
+void BindScheduler(pybind11::module_& m);
+void BindGateway(pybind11::module_& m);
+void BindExtProc(pybind11::module_& m);
+void BindTesting(pybind11::module_& m);
 
 }  // namespace llmd::python
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cmath>
 #include <cstring>
 #include <string>
 
@@ -65,8 +66,6 @@ std::size_t Narrow(std::span<const std::uint64_t> from, TokenId* to) {
   return std::find_if(from.begin(), from.end(), [](std::uint64_t v) { return v >> 32 != 0; }) - from.begin();
 }
 
-bool IsListOrTuple(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
-
 // An integer as Python sees it (__index__ counts: NumPy's scalars), or a TypeError.
 py::object AsInt(py::handle object, const std::string& what) {
   PyObject* number = PyNumber_Index(object.ptr());
@@ -92,10 +91,6 @@ bool ReadKey(PyObject* number, BlockKey& key) {
     return false;
   }
   return true;
-}
-
-std::string Element(const char* name, std::size_t i) {
-  return std::string(name) + "[" + std::to_string(i) + "]";
 }
 
 // Calls use(i, int) for each element. __index__ may run Python code, so the length is read each time.
@@ -185,7 +180,7 @@ TokenBuffer::TokenBuffer(py::handle object, const char* name) {
           kind == 'i' ? std::to_string(static_cast<std::int64_t>(wide[bad])) : std::to_string(wide[bad]),
           kTokenRange);
     }
-  } else if (IsListOrTuple(object)) {
+  } else if (IsSequence(object)) {
     copy_.reserve(PySequence_Fast_GET_SIZE(object.ptr()));
     ForEachInt(object, name, [&](std::size_t i, PyObject* number) {
       BlockKey value = 0;
@@ -207,7 +202,7 @@ KeyBuffer::KeyBuffer(py::handle object, const char* name) {
              static_cast<std::size_t>(view_->len / view_->itemsize)};
     return;
   }
-  if (!IsListOrTuple(object)) {
+  if (!IsSequence(object)) {
     throw py::type_error(std::string(name) + " is of type " + TypeName(object) +
                          ", wanted an array of uint64, or a list");
   }
@@ -277,18 +272,80 @@ py::list FromDigests(std::span<const hash::Digest> digests) {
 }
 
 std::vector<hash::Digest> ToDigests(py::handle object, const char* name) {
-  if (!IsListOrTuple(object)) {
-    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted a list of bytes");
-  }
+  CheckSequence(object, name, "bytes");
   std::vector<hash::Digest> digests;
-  digests.reserve(PySequence_Fast_GET_SIZE(object.ptr()));
-  for (Py_ssize_t i = 0; i < PySequence_Fast_GET_SIZE(object.ptr()); ++i) {
-    const py::object item = py::reinterpret_borrow<py::object>(PySequence_Fast_GET_ITEM(object.ptr(), i));
+  digests.reserve(SequenceSize(object));
+  for (std::size_t i = 0; i < SequenceSize(object); ++i) {
+    const py::object item = SequenceItem(object, i);
     const std::string element = Element(name, i);
     if (item.is_none()) throw py::type_error(element + " is None, wanted bytes");
     digests.push_back(*ToDigest(item, element.c_str()));
   }
   return digests;
+}
+
+double ToDouble(py::handle object, const char* name) {
+  const double value = PyFloat_AsDouble(object.ptr());
+  if (value == -1 && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted a number");
+  }
+  if (!std::isfinite(value))
+    throw py::value_error(std::string(name) + " is " + Text(object) + ", not finite");
+  return value;
+}
+
+absl::Time ToTime(py::handle object, const char* name) {
+  return absl::UnixEpoch() + absl::Seconds(ToDouble(object, name));
+}
+
+std::string_view ToText(py::handle object, const char* name) {
+  if (!PyUnicode_Check(object.ptr())) {
+    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted str");
+  }
+  Py_ssize_t size = 0;
+  const char* data = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
+  if (data == nullptr) {
+    const py::error_already_set error;
+    throw py::value_error(std::string(name) + ": " + Text(error.value()));
+  }
+  return {data, static_cast<std::size_t>(size)};
+}
+
+py::str FromWireText(std::string_view text) {
+  PyObject* object =
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape");
+  if (object == nullptr) throw py::error_already_set();
+  return py::reinterpret_steal<py::str>(object);
+}
+
+bool IsSequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }
+
+void CheckSequence(py::handle object, const char* name, const char* of) {
+  if (!IsSequence(object)) {
+    throw py::type_error(std::string(name) + " is of type " + TypeName(object) +
+                         ", wanted a list or tuple of " + of);
+  }
+}
+
+std::size_t SequenceSize(py::handle sequence) { return PySequence_Fast_GET_SIZE(sequence.ptr()); }
+
+py::object SequenceItem(py::handle sequence, std::size_t i) {
+  if (i >= SequenceSize(sequence)) throw py::index_error("the list changed while it was read");
+  return py::reinterpret_borrow<py::object>(
+      PySequence_Fast_GET_ITEM(sequence.ptr(), static_cast<Py_ssize_t>(i)));
+}
+
+std::string Element(const char* name, std::size_t i) {
+  return std::string(name) + "[" + std::to_string(i) + "]";
+}
+
+py::tuple FromMemoryUsage(const MemoryUsage& usage) {
+  py::list causes;
+  for (const MemoryUsage::Cause& cause : usage.causes) {
+    causes.append(py::make_tuple(cause.name, cause.live_bytes, cause.dead_bytes, cause.free_bytes));
+  }
+  return py::make_tuple(usage.budget_bytes, py::tuple(causes));
 }
 
 py::object ToArray(std::span<const std::uint64_t> values) {

@@ -22,10 +22,18 @@
 #include <string_view>
 #include <vector>
 
+#include "absl/time/time.h"
+#include "llmd/base/memory_usage.h"
 #include "llmd/base/types.h"
 #include "llmd/hash/digest.h"
 
 namespace llmd::python {
+
+// Limits of what a caller may ask for in one argument.
+inline constexpr std::int64_t kMaxBlockSize = std::int64_t{1} << 20;   // tokens
+inline constexpr std::int64_t kMaxBlockCount = std::int64_t{1} << 24;  // blocks of one request
+
+inline constexpr std::int64_t kMaxBytes = std::int64_t{1} << 46;  // of a budget
 
 // Looks up NumPy; once, when the module is made.
 void InitBuffers();
@@ -83,6 +91,24 @@ std::optional<BlockKey> ToOptionalKey(pybind11::handle object, const char* name)
 // A number of type T with a minimum and a maximum; TypeError or ValueError naming the argument.
 std::int64_t ToInt(pybind11::handle object, const char* name, std::int64_t min, std::int64_t max);
 
+// A finite number.
+double ToDouble(pybind11::handle object, const char* name);
+// Seconds since any epoch that the caller uses throughout.
+absl::Time ToTime(pybind11::handle object, const char* name);
+// A str in UTF-8, valid as long as the object lives.
+std::string_view ToText(pybind11::handle object, const char* name);
+// Text of a wire, which may not be UTF-8: bad bytes become lone surrogates ("surrogateescape").
+pybind11::str FromWireText(std::string_view text);
+// True for a list or a tuple.
+bool IsSequence(pybind11::handle object);
+// A list or tuple, or a TypeError; `of` says what of.
+void CheckSequence(pybind11::handle object, const char* name, const char* of);
+std::size_t SequenceSize(pybind11::handle sequence);
+// Element `i` of a list or tuple; IndexError when the list became shorter meanwhile.
+pybind11::object SequenceItem(pybind11::handle sequence, std::size_t i);
+// "name[i]"
+std::string Element(const char* name, std::size_t i);
+
 // A payload: bytes, bytearray, memoryview, or any contiguous buffer, read in place.
 class BytesBuffer {
  public:
@@ -105,6 +131,9 @@ pybind11::bytes FromDigest(const hash::Digest& digest);
 pybind11::list FromDigests(std::span<const hash::Digest> digests);
 // A sequence of bytes, each at most 32.
 std::vector<hash::Digest> ToDigests(pybind11::handle object, const char* name);
+
+// (budget, ((name, live, dead, free), ...)), all in bytes.
+pybind11::tuple FromMemoryUsage(const MemoryUsage& usage);
 
 // New NumPy arrays.
 pybind11::object ToArray(std::span<const std::uint64_t> values);

@@ -14,9 +14,11 @@ PYBIND11_MODULE(_core, m) {
 
   llmd::python::BindHash(m);
   llmd::python::BindExtraKeys(m);
+  llmd::python::BindRouterHashes(m);
   llmd::python::BindEvents(m);
   llmd::python::BindStream(m);
   llmd::python::BindIndex(m);
+  llmd::python::BindIngest(m);
   llmd::python::BindWorker(m);
   llmd::python::BindPool(m);
   llmd::python::BindPlugins(m);

@@ -13,9 +13,12 @@ namespace llmd::python {
 
 void BindHash(pybind11::module_& m);
 void BindExtraKeys(pybind11::module_& m);
+void BindRouterHashes(pybind11::module_& m);
 void BindEvents(pybind11::module_& m);
+void BindEventObjects(pybind11::module_& m);  // called by BindEvents()
 void BindStream(pybind11::module_& m);
 void BindIndex(pybind11::module_& m);
+void BindIngest(pybind11::module_& m);
 void BindWorker(pybind11::module_& m);
 void BindPool(pybind11::module_& m);
 void BindPlugins(pybind11::module_& m);

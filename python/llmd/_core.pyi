@@ -2,6 +2,9 @@
 
 from typing import Any, Literal, TypeAlias, final
 
+import numpy as np
+import numpy.typing as npt
+
 from llmd._types import BytesLike, KeysLike, TokensLike, UInt32Array, UInt64Array
 from llmd.events import Event, EventKind
 from llmd.events import ExtraKey as EventExtraKey
@@ -399,3 +402,124 @@ class KvCacheManager(_Pool):
     def num_requests(self) -> int: ...
     @property
     def block_size(self) -> int: ...
+
+# sched
+
+@final
+class EndpointHandle:
+    """Names an endpoint for as long as it lives; hashable. A slot is reused under another generation."""
+
+    def __init__(self, slot: int, generation: int) -> None: ...
+    @property
+    def slot(self) -> int: ...
+    @property
+    def generation(self) -> int: ...
+    def __hash__(self) -> int: ...
+
+@final
+class Endpoint:
+    """An endpoint as it was at one moment. What was never measured is None."""
+
+    @property
+    def position(self) -> int:
+        """Index in the pool at that moment."""
+    @property
+    def handle(self) -> EndpointHandle: ...
+    @property
+    def id(self) -> str:
+        """``"namespace/name"``."""
+    @property
+    def name(self) -> str: ...
+    @property
+    def namespace(self) -> str: ...
+    @property
+    def address(self) -> str: ...
+    @property
+    def port(self) -> int: ...
+    @property
+    def host_port(self) -> str:
+        """``"address:port"``, IPv6 in brackets."""
+    @property
+    def node_address(self) -> str: ...
+    @property
+    def rank(self) -> int: ...
+    @property
+    def labels(self) -> dict[str, str]: ...
+    @property
+    def waiting(self) -> int | None: ...
+    @property
+    def running(self) -> int | None: ...
+    @property
+    def kv_usage(self) -> float | None: ...
+    @property
+    def cache_block_size(self) -> int:
+        """Tokens; 0 when the engine does not say."""
+    @property
+    def cache_num_blocks(self) -> int: ...
+    @property
+    def updated(self) -> float | None:
+        """When the newest of waiting, running and kv_usage was read."""
+    @property
+    def adapters(self) -> tuple[int, list[str], list[str]] | None:
+        """Most at a time, active, waiting."""
+    @property
+    def attributes(self) -> dict[str, float]: ...
+    def __hash__(self) -> int: ...
+
+@final
+class PluginContext:
+    """What a plugin written in Python sees of one decision. Any use after the call raises RuntimeError."""
+
+    @property
+    def request(self) -> Any:
+        """The `llmd.sched.Request`."""
+    @property
+    def now(self) -> float: ...
+    @property
+    def pool_size(self) -> int: ...
+    @property
+    def candidates(self) -> UInt32Array:
+        """Positions of this call's candidates, shape (n,)."""
+    @property
+    def waiting(self) -> npt.NDArray[np.float64]:
+        """Requests of each candidate, NaN where not known, shape (n,)."""
+    @property
+    def running(self) -> npt.NDArray[np.float64]: ...
+    @property
+    def kv_usage(self) -> npt.NDArray[np.float64]: ...
+    def attribute(self, name: str, /) -> npt.NDArray[np.float64]:
+        """A named number of each candidate, NaN where there is none, shape (n,)."""
+    def data(self, name: str, /) -> npt.NDArray[Any] | None:
+        """What another plugin published, one element per position of the pool; None: nothing this time."""
+    def endpoint(self, position: int, /) -> Endpoint: ...
+    def random(self) -> int:
+        """64 random bits, decided by the seed."""
+
+# The rest is wrapped by the modules of the package, which have the types.
+EndpointPool: Any
+SchedulerPrompt: Any
+SchedulerRequest: Any
+Registry: Any
+Scheduler: Any
+PluginStates: Any
+TestIndex: Any
+ExtProcStream: Any
+UsageReader: Any
+SessionIdReader: Any
+BoundedLoad: Any
+RingHash: Any
+Maglev: Any
+EngineMetricsReader: Any
+EndpointsFile: Any
+
+def parse_config(text: str, source: str, allow_experimental: bool, warnings: list[str], /) -> Any: ...
+def api_of_path(path: str, /) -> str: ...
+def parse_openai(api: str, body: BytesLike, max_depth: int, max_body_bytes: int, /) -> dict[str, Any]: ...
+def splice_model(body: BytesLike, values: list[tuple[int, int]], model: str, /) -> bytes: ...
+def find_cookie(header: str, name: str, /) -> str: ...
+def envoy_address_key(address: str, port: int, /) -> str: ...
+def hash_hosts_of(pool: Any, /) -> list[tuple[str, int, int]]: ...
+def envoy_xxhash64(text: BytesLike, seed: int, /) -> int: ...
+def envoy_murmur2(text: BytesLike, /) -> int: ...
+def hash_header_values(values: list[str], /) -> int: ...
+def combine_hashes(hashes: list[int], /) -> int | None: ...

@@ -7,7 +7,7 @@ A router in ten lines (``index`` is fed with what the workers hold, see `llmd.in
 >>> for name, queue in (("a", 3), ("b", 0)):
 ...     endpoint = pool.add(name, "10.0.0.1", 8000 + queue)
 ...     pool.set_metrics(endpoint, waiting=queue, at=0)
->>> scheduler = sched.Scheduler("plugins: [{type: queue-scorer}]")
+>>> scheduler = sched.Scheduler(sched.make_config(["queue-scorer"]))
 >>> request = scheduler.request([1, 2, 3], model="m")
 >>> decision = scheduler.schedule(request, pool, now=1, seed=1)
 >>> decision.address, decision.target.name
@@ -22,6 +22,7 @@ while the scheduler works, and taken again only around plugins written in Python
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -35,7 +36,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llmd import _core
-from llmd._core import Endpoint, EndpointHandle, PluginContext
+from llmd._core import Endpoint, EndpointHandle, HolderId, NamespaceId, PluginContext
+from llmd._types import TokensLike
 from llmd.errors import Error
 
 EXACT = 0
@@ -43,8 +45,6 @@ EXACT = 0
 APPROXIMATE = 1
 """The prefix source that is fed by our own decisions."""
 
-Tokens = Any
-"""Token ids: a NumPy array or other buffer of int32, uint32 or int64, or a list of int."""
 Context = PluginContext
 """What a plugin written in Python sees of one decision; void after its call."""
 
@@ -188,7 +188,7 @@ class EndpointPool:
         self._core.set_attribute(endpoint, name, value, _at(at))
 
     def bind_holder(
-        self, holder: Any, endpoint: EndpointHandle, *, source: int = EXACT, tier: str = "gpu"
+        self, holder: HolderId | tuple[int, int], endpoint: EndpointHandle, *, source: int = EXACT, tier: str = "gpu"
     ) -> None:
         """Says that a holder of the source's index keeps blocks of `endpoint`.
 
@@ -203,7 +203,7 @@ class EndpointPool:
         """
         self._core.bind_holder(source, holder, endpoint, tier)
 
-    def unbind_holder(self, holder: Any, *, source: int = EXACT) -> None:
+    def unbind_holder(self, holder: HolderId | tuple[int, int], *, source: int = EXACT) -> None:
         """To be called when the index retires the holder."""
         self._core.unbind_holder(source, holder)
 
@@ -221,14 +221,14 @@ class KeyChain:
     Attributes
     ----------
     namespace
-        Of the index: an object with ``hi`` and ``lo``, or the pair.
+        Of the index, as `llmd.index.request_namespace` gives it.
     block_size
         Tokens per block.
     keys
         uint64 array, shape (blocks,).
     """
 
-    namespace: Any
+    namespace: NamespaceId
     block_size: int
     keys: npt.NDArray[np.uint64]
 
@@ -269,14 +269,14 @@ class Prompt:
 
     def __init__(
         self,
-        tokens: Tokens | None = None,
+        tokens: TokensLike | None = None,
         *,
         token_count: int = 0,
         chains: Sequence[KeyChain | None] = (),
         items: Iterable[MultimodalItem] = (),
     ) -> None:
         parts = [None if c is None else (c.namespace, c.block_size, c.keys) for c in chains]
-        self._core = _core.Prompt(token_count, tokens, parts, _items(items))
+        self._core = _core.SchedulerPrompt(token_count, tokens, parts, _items(items))
 
     @classmethod
     def _of(cls, core: Any) -> Prompt:
@@ -297,7 +297,7 @@ class Prompt:
     @property
     def chains(self) -> list[KeyChain]:
         """The chains by prefix source; one that is not known has no keys."""
-        return [KeyChain(*parts) for parts in self._core.chains]
+        return [KeyChain(NamespaceId(*ns), size, keys) for ns, size, keys in self._core.chains]
 
     def __repr__(self) -> str:
         return f"Prompt({self.token_count} tokens, {[len(c.keys) for c in self.chains]} keys)"
@@ -343,7 +343,7 @@ class Request:
         self.id = id
         self.headers = tuple((name.lower(), value) for name, value in pairs)
         self.priority = priority
-        self._core = _core.Request(
+        self._core = _core.SchedulerRequest(
             id,
             model,
             fairness_id,
@@ -420,7 +420,8 @@ class Registry:
     ...         self.ramp = rampSeconds
     ...     def score(self, context, candidates, scores):
     ...         scores[:] = np.minimum(1, context.attribute("uptime_seconds") / self.ramp)
-    >>> scheduler = Scheduler("plugins: [{type: warm-start-scorer, parameters: {rampSeconds: 10}}]", registry=registry)
+    >>> warm_start = {"type": "warm-start-scorer", "parameters": {"rampSeconds": 10}}
+    >>> scheduler = Scheduler(make_config([warm_start]), registry=registry)
     >>> pool = EndpointPool()
     >>> old, new = pool.add("old", "h", 1), pool.add("new", "h", 2)
     >>> pool.set_attribute(old, "uptime_seconds", 60.0); pool.set_attribute(new, "uptime_seconds", 1.0)
@@ -809,7 +810,7 @@ def parse_config(text: str, *, source: str = "config", allow_experimental: bool 
 
     Examples
     --------
-    >>> parse_config("plugins: [{type: queue-scorer}]").plugins
+    >>> parse_config(make_config(["queue-scorer"])).plugins
     (('queue-scorer', 'queue-scorer', None),)
     >>> parse_config("plugin: []")
     Traceback (most recent call last):
@@ -820,6 +821,43 @@ def parse_config(text: str, *, source: str = "config", allow_experimental: bool 
     return Config(
         tuple(plugins), {name: tuple(refs) for name, refs in profiles}, tuple(warnings), printed
     )
+
+
+def make_config(
+    plugins: Iterable[str | Mapping[str, Any]],
+    profiles: Mapping[str, Mapping[str, float | None] | Iterable[str]] | None = None,
+    **fields: Any,
+) -> str:
+    """The text of a configuration, in JSON.
+
+    Parameters
+    ----------
+    plugins
+        Types, or mappings with ``type``, ``name`` and ``parameters``.
+    profiles
+        For each profile its plugins' names, with weights or without; None: one of all plugins.
+    fields
+        Of EndpointPickerConfig, such as ``featureGates``.
+
+    Examples
+    --------
+    >>> config = make_config(["queue-scorer", "prefix-cache-scorer"], {"default": {"queue-scorer": 2}})
+    >>> Scheduler(config).profiles
+    ['default']
+    """
+    document: dict[str, Any] = {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig"}
+    document["plugins"] = [{"type": p} if isinstance(p, str) else dict(p) for p in plugins]
+    if profiles is not None:
+        document["schedulingProfiles"] = [
+            {"name": name, "plugins": [_reference(refs, plugin) for plugin in refs]}
+            for name, refs in profiles.items()
+        ]
+    return json.dumps(document | fields)
+
+
+def _reference(refs: Mapping[str, float | None] | Iterable[str], plugin: str) -> dict[str, Any]:
+    weight = refs[plugin] if isinstance(refs, Mapping) else None
+    return {"pluginRef": plugin} if weight is None else {"pluginRef": plugin, "weight": weight}
 
 
 def print_config(config: str | Config | Scheduler, *, source: str = "config", allow_experimental: bool = True) -> str:
@@ -912,7 +950,7 @@ class Scheduler:
 
     def prompt(
         self,
-        tokens: Tokens,
+        tokens: TokensLike,
         *,
         model: str = "",
         lora: str = "",
@@ -922,12 +960,12 @@ class Scheduler:
     ) -> Prompt:
         """A prompt with the key chains that the configured prefix producers want; see `request`."""
         return Prompt._of(
-            _core.Prompt.hashed(self._plan, model, lora, cache_salt, engine_block_size, tokens, _items(items))
+            _core.SchedulerPrompt.hashed(self._plan, model, lora, cache_salt, engine_block_size, tokens, _items(items))
         )
 
     def request(
         self,
-        tokens: Tokens,
+        tokens: TokensLike,
         *,
         model: str = "",
         lora: str = "",
@@ -1047,6 +1085,7 @@ __all__ = [
     "Request",
     "Scheduler",
     "Scorer",
+    "make_config",
     "parse_config",
     "print_config",
     "registry",

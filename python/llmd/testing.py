@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from llmd import _core
+from llmd._core import NamespaceId
 from llmd.sched import (
     APPROXIMATE,
     EXACT,
@@ -35,12 +36,13 @@ from llmd.sched import (
     Registry,
     Request,
     Scheduler,
+    make_config,
 )
 
 EXACT_BLOCK_TOKENS = 16
 APPROXIMATE_BLOCK_TOKENS = 64
 _IN_FLIGHT = "inflight-load-producer"
-_NAMESPACE = (1, 1)
+_NAMESPACE = NamespaceId(1, 1)
 
 
 class TestRequest:
@@ -483,12 +485,7 @@ class TestBed:
 
 
 def _one_plugin(type_name: str, parameters: Mapping[str, Any] | None) -> str:
-    import json
-
-    plugin = {"type": type_name, "parameters": dict(parameters or {})}
-    return json.dumps(
-        {"apiVersion": "llm-d.ai/v1alpha1", "kind": "EndpointPickerConfig", "plugins": [plugin]}
-    )
+    return make_config([{"type": type_name, "parameters": dict(parameters or {})}])
 
 
 __all__ = [

@@ -122,7 +122,7 @@ std::vector<gateway::HeaderField> ToFields(const std::vector<std::pair<std::stri
 py::dict FromHeaders(const gateway::HeaderList& headers) {
   py::dict out;
   for (const gateway::HeaderField& field : headers.fields())
-    out[FromText(field.name)] = FromText(field.value);
+    out[FromWireText(field.name)] = FromWireText(field.value);
   return out;
 }
 
@@ -180,20 +180,20 @@ class StreamObject {
 py::dict FactsOf(const gateway::RequestFacts& facts) {
   py::dict out;
   out["headers"] = FromHeaders(facts.headers);
-  out["request_id"] = FromText(facts.request_id);
-  out["method"] = FromText(facts.method);
-  out["path"] = FromText(facts.path);
-  out["api"] = FromText(gateway::ToString(facts.api));
+  out["request_id"] = FromWireText(facts.request_id);
+  out["method"] = FromWireText(facts.method);
+  out["path"] = FromWireText(facts.path);
+  out["api"] = FromWireText(gateway::ToString(facts.api));
   out["openai"] = FromOpenAi(facts.openai);
   out["body"] = py::bytes(facts.body.data(), facts.body.size());
   out["bodyless"] = facts.bodyless;
   out["headers_only"] = facts.headers_only;
   out["truncated"] = facts.truncated;
-  out["incoming_model"] = FromText(facts.incoming_model);
-  out["target_model"] = FromText(facts.target_model);
+  out["incoming_model"] = FromWireText(facts.incoming_model);
+  out["target_model"] = FromWireText(facts.target_model);
   out["can_rewrite_model"] = facts.can_rewrite_model;
-  out["objective"] = FromText(facts.objective);
-  out["fairness_id"] = FromText(facts.fairness_id);
+  out["objective"] = FromWireText(facts.objective);
+  out["fairness_id"] = FromWireText(facts.fairness_id);
   out["subset"] = facts.subset ? py::object(FromTexts(*facts.subset)) : py::object(py::none());
   out["received"] = FromOptionalTime(facts.received);
   out["complete"] = FromOptionalTime(facts.complete);
@@ -206,7 +206,7 @@ py::dict ResponseOf(const gateway::ResponseFacts& facts) {
   out["status"] = facts.status;
   out["streaming"] = facts.streaming;
   out["ended"] = facts.ended;
-  out["served_endpoint"] = FromText(facts.served_endpoint);
+  out["served_endpoint"] = FromWireText(facts.served_endpoint);
   out["body_bytes"] = facts.body_bytes;
   out["chunks"] = facts.chunks;
   out["usage"] = FromUsage(facts.usage);
@@ -232,7 +232,7 @@ void BindExtProc(py::module_& m) {
   py::class_<StreamObject, std::shared_ptr<StreamObject>>(m, "ExtProcStream")
       .def(py::init<const py::dict&, std::uint64_t>())
       .def("receive",
-           [](StreamObject& s, py::object message, double now) {
+           [](StreamObject& s, py::object message, py::handle now) {
              const BytesBuffer bytes(message, "message");
              const absl::Time time = ToTime(now, "now");
              return EventName(
@@ -245,8 +245,8 @@ void BindExtProc(py::module_& m) {
              return py::bytes(answer);
            })
       .def("decide",
-           [](StreamObject& s, double now, std::vector<std::string> destinations, const Pairs& set_headers,
-              std::vector<std::string> remove_headers, const py::list& metadata,
+           [](StreamObject& s, py::handle now, std::vector<std::string> destinations,
+              const Pairs& set_headers, std::vector<std::string> remove_headers, const py::list& metadata,
               std::vector<std::pair<std::string, double>> scores, std::optional<std::string> model) {
              const gateway::RoutingResult result{.destinations = std::move(destinations),
                                                  .set_headers = ToFields(set_headers),
@@ -258,8 +258,8 @@ void BindExtProc(py::module_& m) {
              Check(s.With([&](gateway::ExtProcStream& x) { return x.Decide(result, time); }));
            })
       .def("refuse",
-           [](StreamObject& s, double now, int http_status, std::string message, const std::string& reason,
-              const Pairs& headers) {
+           [](StreamObject& s, py::handle now, int http_status, std::string message,
+              const std::string& reason, const Pairs& headers) {
              const gateway::Refusal refusal{.http_status = http_status,
                                             .message = std::move(message),
                                             .reason = ToReason(reason),
@@ -268,18 +268,18 @@ void BindExtProc(py::module_& m) {
              Check(s.With([&](gateway::ExtProcStream& x) { return x.Refuse(refusal, time); }));
            })
       .def("evict",
-           [](StreamObject& s, double now, const std::string& reason) {
+           [](StreamObject& s, py::handle now, const std::string& reason) {
              const sched::DroppedReason why = ToReason(reason);
              const absl::Time time = ToTime(now, "now");
              s.With([&](gateway::ExtProcStream& x) { x.Evict(why, time); });
            })
       .def("fail",
-           [](StreamObject& s, double now, const std::string& message) {
+           [](StreamObject& s, py::handle now, const std::string& message) {
              const absl::Time time = ToTime(now, "now");
              s.With([&](gateway::ExtProcStream& x) { x.Fail(absl::InternalError(message), time); });
            })
       .def("close",
-           [](StreamObject& s, double now, bool cancelled) {
+           [](StreamObject& s, py::handle now, bool cancelled) {
              const absl::Time time = ToTime(now, "now");
              s.With([&](gateway::ExtProcStream& x) {
                x.Close(cancelled ? gateway::CloseReason::kCancelled : gateway::CloseReason::kEndOfStream,
@@ -306,7 +306,7 @@ void BindExtProc(py::module_& m) {
                              [](StreamObject& s) {
                                const absl::Status status = s.With([](auto& x) { return x.status(); });
                                return py::make_tuple(static_cast<int>(status.code()),
-                                                     FromText(std::string(status.message())));
+                                                     FromWireText(std::string(status.message())));
                              })
       .def_property_readonly("facts",
                              [](StreamObject& s) -> py::object {
@@ -323,8 +323,8 @@ void BindExtProc(py::module_& m) {
              const std::optional<gateway::Completion> done =
                  s.With([](auto& x) { return x.TakeCompletion(); });
              if (!done) return py::none();
-             return py::make_tuple(FromText(gateway::ToString(done->cause)), done->routed, done->refused_with,
-                                   FromText(done->error));
+             return py::make_tuple(FromWireText(gateway::ToString(done->cause)), done->routed,
+                                   done->refused_with, FromWireText(done->error));
            })
       .def_property_readonly(
           "request_body_mode",

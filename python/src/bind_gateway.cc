@@ -34,19 +34,20 @@ namespace py = pybind11;
 
 py::dict FromOpenAi(const gateway::OpenAiRequest& request) {
   py::dict out;
-  out["api"] = FromText(gateway::ToString(request.api));
-  out["model"] = FromText(request.model);
+  out["api"] = FromWireText(gateway::ToString(request.api));
+  out["model"] = FromWireText(request.model);
   out["text"] = FromTexts(request.text);
   py::list messages, prompts, media, models;
   for (const gateway::ChatMessage& message : request.messages) {
-    messages.append(py::make_tuple(FromText(message.role), message.first_piece, message.piece_count));
+    messages.append(py::make_tuple(FromWireText(message.role), message.first_piece, message.piece_count));
   }
   for (const gateway::OpenAiRequest::Prompt& prompt : request.prompts) {
     prompts.append(py::make_tuple(prompt.first_piece, prompt.piece_count, ToArray(request.TokensOf(prompt))));
   }
   for (const gateway::MediaItem& item : request.media) {
-    media.append(py::make_tuple(FromText(item.modality), FromText(item.data), FromText(item.format),
-                                FromText(item.hash), item.piece, item.offset, item.length));
+    media.append(py::make_tuple(FromWireText(item.modality), FromWireText(item.data),
+                                FromWireText(item.format), FromWireText(item.hash), item.piece, item.offset,
+                                item.length));
   }
   for (const gateway::ByteRange& range : request.model_values)
     models.append(py::make_tuple(range.begin, range.size));
@@ -57,16 +58,16 @@ py::dict FromOpenAi(const gateway::OpenAiRequest& request) {
   out["stream"] = request.stream;
   out["include_usage"] = request.include_usage;
   out["max_output_tokens"] = request.max_output_tokens;
-  out["cache_salt"] = FromText(request.cache_salt);
-  out["user"] = FromText(request.user);
-  out["prompt_cache_key"] = FromText(request.prompt_cache_key);
-  out["previous_response_id"] = FromText(request.previous_response_id);
-  out["conversation"] = FromText(request.conversation);
-  out["session_id"] = FromText(request.session_id);
-  out["raw_messages"] = FromText(request.raw_messages);
-  out["raw_tools"] = FromText(request.raw_tools);
-  out["raw_chat_template"] = FromText(request.raw_chat_template);
-  out["raw_chat_template_kwargs"] = FromText(request.raw_chat_template_kwargs);
+  out["cache_salt"] = FromWireText(request.cache_salt);
+  out["user"] = FromWireText(request.user);
+  out["prompt_cache_key"] = FromWireText(request.prompt_cache_key);
+  out["previous_response_id"] = FromWireText(request.previous_response_id);
+  out["conversation"] = FromWireText(request.conversation);
+  out["session_id"] = FromWireText(request.session_id);
+  out["raw_messages"] = FromWireText(request.raw_messages);
+  out["raw_tools"] = FromWireText(request.raw_tools);
+  out["raw_chat_template"] = FromWireText(request.raw_chat_template);
+  out["raw_chat_template_kwargs"] = FromWireText(request.raw_chat_template_kwargs);
   out["add_generation_prompt"] = request.add_generation_prompt;
   out["continue_final_message"] = request.continue_final_message;
   return out;
@@ -121,7 +122,7 @@ class UsageReaderObject {
 
 void BindText(py::module_& m) {
   m.def("api_of_path",
-        [](const std::string& path) { return FromText(gateway::ToString(gateway::ApiOfPath(path))); });
+        [](const std::string& path) { return FromWireText(gateway::ToString(gateway::ApiOfPath(path))); });
   m.def("parse_openai", &ParseRequest);
   m.def("splice_model", [](py::object body, const std::vector<std::pair<std::size_t, std::size_t>>& values,
                            const std::string& model) {
@@ -221,10 +222,10 @@ void BindAffinity(py::module_& m) {
         std::string scratch;
         const gateway::SessionId id = reader.Read(views, scratch);
         constexpr const char* kResults[] = {"absent", "found", "too_long", "control"};
-        return py::make_tuple(kResults[static_cast<int>(id.result)], id.source, FromText(id.value));
+        return py::make_tuple(kResults[static_cast<int>(id.result)], id.source, FromWireText(id.value));
       });
   m.def("find_cookie", [](const std::string& header, const std::string& name) {
-    return FromText(gateway::FindCookie(header, name));
+    return FromWireText(gateway::FindCookie(header, name));
   });
 
   py::class_<gateway::BoundedLoad, std::shared_ptr<gateway::BoundedLoad>>(m, "BoundedLoad")
@@ -337,7 +338,7 @@ void BindMetrics(py::module_& m) {
       .def_property_readonly("engine", [](const MetricsReaderObject& r) { return r.config().name; })
       // (waiting, running, kv_usage, adapters, block size, blocks, attributes, updated fields, problems)
       .def("read",
-           [](MetricsReaderObject& reader, py::object page, double now) {
+           [](MetricsReaderObject& reader, py::object page, py::handle now) {
              const BytesBuffer bytes(page, "page");
              const absl::Time time = ToTime(now, "now");
              sched::Metrics metrics;
@@ -356,14 +357,14 @@ void BindMetrics(py::module_& m) {
                adapters = py::make_tuple(state.max_active, FromTexts(state.active), FromTexts(state.waiting));
              }
              py::dict values;
-             for (const sched::Attribute& a : attributes) values[FromText(a.name)] = a.sample.value;
+             for (const sched::Attribute& a : attributes) values[FromWireText(a.name)] = a.sample.value;
              return py::make_tuple(OrNone(metrics.waiting_requests), OrNone(metrics.running_requests),
                                    OrNone(metrics.kv_cache_usage), adapters, metrics.cache_block_size,
                                    metrics.cache_num_blocks, values, report.updated, problems);
            })
       // Into a pool: a field that the page does not give keeps its value and time. (updated fields, problems)
       .def("update", [](MetricsReaderObject& reader, py::object page, Pool& pool,
-                        sched::EndpointHandle endpoint, double now) {
+                        sched::EndpointHandle endpoint, py::handle now) {
         const BytesBuffer bytes(page, "page");
         const absl::Time time = ToTime(now, "now");
         gateway::MetricsReport report;
@@ -399,12 +400,12 @@ void BindMetrics(py::module_& m) {
 
 py::dict FromMetadata(const sched::EndpointMetadata& endpoint) {
   py::dict out;
-  out["name"] = FromText(endpoint.name);
-  out["namespace"] = FromText(endpoint.pod_namespace);
-  out["address"] = FromText(endpoint.address);
+  out["name"] = FromWireText(endpoint.name);
+  out["namespace"] = FromWireText(endpoint.pod_namespace);
+  out["address"] = FromWireText(endpoint.address);
   out["port"] = endpoint.port;
   py::dict labels;
-  for (const auto& [name, value] : endpoint.labels) labels[FromText(name)] = FromText(value);
+  for (const auto& [name, value] : endpoint.labels) labels[FromWireText(name)] = FromWireText(value);
   out["labels"] = labels;
   return out;
 }
@@ -435,7 +436,7 @@ void BindEndpointsFile(py::module_& m) {
         });
         Check(status);
         const auto id = [&](std::uint32_t i) {
-          return FromText(file.endpoints[i].pod_namespace + "/" + file.endpoints[i].name);
+          return FromWireText(file.endpoints[i].pod_namespace + "/" + file.endpoints[i].name);
         };
         py::list added, changed, removed;
         for (const std::uint32_t i : diff.added) added.append(id(i));

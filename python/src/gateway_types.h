@@ -4,26 +4,19 @@
 
 #include <pybind11/pybind11.h>
 
-#include <string>
 #include <string_view>
 #include <vector>
 
 #include "llmd/gateway/openai_request.h"
 #include "llmd/gateway/response_body.h"
+#include "python/src/buffers.h"
 
 namespace llmd::python {
 
-// Text from outside need not be UTF-8: other bytes become surrogates (PEP 383).
-inline pybind11::str FromText(std::string_view text) {
-  PyObject* object =
-      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape");
-  if (object == nullptr) throw pybind11::error_already_set();
-  return pybind11::reinterpret_steal<pybind11::str>(object);
-}
 template <typename Text>
 pybind11::list FromTexts(const std::vector<Text>& texts) {
   pybind11::list out;
-  for (const Text& text : texts) out.append(FromText(text));
+  for (const Text& text : texts) out.append(FromWireText(text));
   return out;
 }
 

@@ -10,6 +10,7 @@
 #include <utility>
 #include <vector>
 
+#include "python/src/buffers.h"
 #include "python/src/module.h"
 #include "python/src/sched_types.h"
 #include "python/src/status.h"
@@ -48,7 +49,7 @@ void CheckMetrics(const MetricValues& values) {
   }
 }
 
-void SetMetrics(Pool& pool, EndpointHandle handle, const MetricValues& values, double at) {
+void SetMetrics(Pool& pool, EndpointHandle handle, const MetricValues& values, py::handle at) {
   CheckMetrics(values);
   const absl::Time time = ToTime(at, "at");
   const bool known = pool.Write([&](sched::EndpointPool& p) {
@@ -201,7 +202,7 @@ void BindPool(py::module_& m) {
           py::arg("id"))
       .def(
           "set_metrics",
-          [](Pool& pool, EndpointHandle handle, double at, std::optional<std::int64_t> waiting,
+          [](Pool& pool, EndpointHandle handle, py::handle at, std::optional<std::int64_t> waiting,
              std::optional<std::int64_t> running, std::optional<double> kv_usage,
              std::optional<std::int64_t> max_adapters, std::vector<std::string> active,
              std::vector<std::string> queued, std::optional<std::uint32_t> cache_block_size,
@@ -216,7 +217,7 @@ void BindPool(py::module_& m) {
           py::arg("cache_block_size"), py::arg("cache_num_blocks"))
       .def(
           "set_attribute",
-          [](Pool& pool, EndpointHandle handle, const std::string& name, double value, double at) {
+          [](Pool& pool, EndpointHandle handle, const std::string& name, double value, py::handle at) {
             const absl::Time time = ToTime(at, "at");
             const bool known = pool.Write([&](sched::EndpointPool& p) {
               return p.SetAttribute(handle, name, {value, time});

@@ -161,7 +161,7 @@ void BindRequest(py::module_& m) {
              return p.approx->BlockSize(reported);
            });
 
-  py::class_<OwnedPrompt, std::shared_ptr<OwnedPrompt>>(m, "Prompt")
+  py::class_<OwnedPrompt, std::shared_ptr<OwnedPrompt>>(m, "SchedulerPrompt")
       .def(py::init(&MakePrompt))
       .def_static("hashed", &HashPrompt)
       .def_property_readonly("token_count", [](const OwnedPrompt& p) { return p.view().token_count; })
@@ -175,7 +175,7 @@ void BindRequest(py::module_& m) {
         return out;
       });
 
-  py::class_<OwnedRequest, std::shared_ptr<OwnedRequest>>(m, "Request")
+  py::class_<OwnedRequest, std::shared_ptr<OwnedRequest>>(m, "SchedulerRequest")
       .def(py::init([](std::string id, std::string model, std::string fairness_id, std::int32_t priority,
                        std::size_t size_bytes, std::optional<std::uint32_t> max_output_tokens,
                        std::vector<std::pair<std::string, std::string>> headers,

@@ -158,8 +158,8 @@ std::shared_ptr<SchedulerObject> MakeScheduler(const std::string& text, const st
 }
 
 std::shared_ptr<DecisionObject> Schedule(const std::shared_ptr<SchedulerObject>& scheduler,
-                                         std::shared_ptr<OwnedRequest> request, const Pool& pool, double now,
-                                         std::uint64_t seed, py::object candidates,
+                                         std::shared_ptr<OwnedRequest> request, const Pool& pool,
+                                         py::handle now, std::uint64_t seed, py::object candidates,
                                          py::object request_object) {
   auto made = std::make_shared<DecisionObject>();
   made->request = std::move(request);
@@ -369,10 +369,10 @@ void BindDecision(py::module_& m) {
       .def_property_readonly("headers", [](const FlightObject& f) { return ToEdits(f.headers()); })
       .def_property_readonly("open", &FlightObject::open)
       .def("on_response_headers",
-           [](FlightObject& f, double now) { return ToEdits(f.OnResponseHeaders(ToTime(now, "now"))); })
+           [](FlightObject& f, py::handle now) { return ToEdits(f.OnResponseHeaders(ToTime(now, "now"))); })
       .def("on_response_body",
-           [](FlightObject& f, double now, bool first, bool last, std::optional<std::int64_t> prompt_tokens,
-              std::optional<std::int64_t> completion_tokens) {
+           [](FlightObject& f, py::handle now, bool first, bool last,
+              std::optional<std::int64_t> prompt_tokens, std::optional<std::int64_t> completion_tokens) {
              sched::ResponseBody body{.now = ToTime(now, "now"), .first = first, .last = last};
              if (prompt_tokens || completion_tokens) {
                body.usage = sched::TokenUsage{.prompt_tokens = prompt_tokens.value_or(0),

@@ -1,6 +1,12 @@
 #include "python/src/sched_types.h"
 
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
 #include "python/src/buffers.h"
+#include "python/src/index_objects.h"
 #include "python/src/testing_index.h"
 
 namespace llmd::python {
@@ -39,8 +45,16 @@ sched::PrefixSourceIndex ToPrefixSource(py::handle object, const char* name) {
     const auto source = object.cast<std::shared_ptr<TestSource>>();
     return source->index->Source(source->learns);
   }
+  if (py::isinstance<PrefixIndexObject>(object)) {
+    return sched::ExactIndex(*object.cast<PrefixIndexObject&>().index);
+  }
+  if (py::isinstance<ApproxIndexObject>(object)) {
+    auto& approximate = object.cast<ApproxIndexObject&>();
+    const std::shared_ptr<std::mutex> writer(&approximate.mutex, [](std::mutex*) {});  // the index's own
+    return sched::ApproximateIndex(*approximate.index, writer);
+  }
   throw py::type_error(std::string(name) + " has an element of type " + Py_TYPE(object.ptr())->tp_name +
-                       ", wanted None");
+                       ", wanted a PrefixIndex, an ApproxIndex or None");
 }
 
 }  // namespace llmd::python

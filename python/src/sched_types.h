@@ -4,7 +4,6 @@
 
 #include <pybind11/pybind11.h>
 
-#include <cmath>
 #include <string>
 
 #include "absl/time/time.h"
@@ -14,14 +13,7 @@
 
 namespace llmd::python {
 
-// Seconds since the epoch. ValueError for NaN and infinities.
-inline absl::Time ToTime(double seconds, const char* name) {
-  if (!std::isfinite(seconds)) {
-    throw pybind11::value_error(std::string(name) + " is " + std::to_string(seconds) +
-                                ", wanted finite seconds since the epoch");
-  }
-  return absl::UnixEpoch() + absl::Seconds(seconds);
-}
+// Seconds since the epoch; ToTime() in buffers.h is the inverse.
 inline double FromTime(absl::Time time) { return absl::ToDoubleSeconds(time - absl::UnixEpoch()); }
 inline pybind11::object FromOptionalTime(absl::Time time) {
   if (time == absl::InfinitePast() || time == absl::InfiniteFuture()) return pybind11::none();

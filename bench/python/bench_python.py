@@ -50,7 +50,7 @@ def seconds_per_call(call, seconds):
         for _ in range(number):
             call()
         took = time.perf_counter() - start
-        if took < 0.01:
+        if took < 0.0005:
             number *= 2
         else:
             best = min(best, took / number)

@@ -52,7 +52,7 @@ def test_against_a_literal_map(data):
     index, model = li.PrefixIndex(), Model()
     spaces = {name: li.make_namespace(name) for name in "ab"}
     pods = [index.add_holder(f"pod{i}:1") for i in range(3)]
-    assert [pod.slot for pod in pods] == [0, 1, 2]
+    assert [pod.slot for pod in pods] == [1, 2, 3]
     chains = st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple)
     for _ in range(data.draw(st.integers(1, 25))):
         pod = data.draw(st.sampled_from(pods))
@@ -110,7 +110,7 @@ def test_parents_and_outcomes():
     index.compact()
     assert index.memory_usage().total_bytes > 0 and index.memory_usage().budget_bytes == 4 << 30
     assert repr(index) == "PrefixIndex(holders=1, holder_blocks=1)"
-    assert repr(match) == "Match({0: 1, 1: 2})" and match[-1] == (1, 2) and len(match) == 2
+    assert repr(match) == "Match({1: 1, 2: 2})" and match[-1] == (2, 2) and len(match) == 2
     with pytest.raises(IndexError):
         match[2]
     with pytest.raises(AttributeError):
@@ -144,13 +144,17 @@ def test_errors_are_mapped():
         index.match(ns, np.zeros(3, np.uint32))
     with pytest.raises(ValueError, match="chain: .*contiguous"):
         index.match(ns, np.zeros(8, np.uint64)[::2])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="ns is of type NoneType, wanted NamespaceId"):
         index.match(None, [1])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="ns is of type str"):
         index.match("m", [1])
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="holder is of type int, wanted HolderId"):
         index.remove(0, [1])
-    with pytest.raises(TypeError, match=r"peers\[0\] is not a HolderId"):
+    with pytest.raises(TypeError, match="match is of type dict"):
+        index.by_endpoint({})
+    with pytest.raises(TypeError, match="index is of type NoneType, wanted PrefixIndex"):
+        li.KvEventIngestor(None)
+    with pytest.raises(TypeError, match=r"peers\[0\] is of type int, wanted HolderId"):
         index.store_known(pod, [1], peers=[0])
     with pytest.raises(ValueError, match="removal is"):
         index.add_holder("c:1", removal="never")
@@ -181,7 +185,7 @@ def test_approx_index_without_limits(sent):
         assert index.size(pods[pod]) == len(known[pod])
     for chain in ([0], [0, 1, 2], [2, 2, 2, 2]):
         expected = {
-            pod: max(i + 1 for i in range(len(chain)) if tuple(chain[: i + 1]) in known[pod])
+            pods[pod].slot: max(i + 1 for i in range(len(chain)) if tuple(chain[: i + 1]) in known[pod])
             for pod in range(2)
             if tuple(chain[:1]) in known[pod]
         }
@@ -244,7 +248,7 @@ def test_handles():
     assert pod != "a:1" and pod in {pod}
     ns = li.make_namespace("m", block_size=32)
     assert ns == li.NamespaceId(ns.hi, ns.lo) and ns != li.make_namespace("m") and ns in {ns}
-    assert "HolderId(slot=0, generation=" in repr(pod) and repr(ns).startswith("NamespaceId(hi=0x")
+    assert "HolderId(slot=1, generation=" in repr(pod) and repr(ns).startswith("NamespaceId(hi=0x")
     with pytest.raises(ValueError, match="slot is 65536"):
         li.HolderId(65536, 1)
     assert li.request_namespace("m", block_size=16) == li.request_namespace("m")

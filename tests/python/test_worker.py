@@ -137,12 +137,16 @@ def test_bad_arguments():
     with pytest.raises(llmd.NotFoundError, match="1"):
         manager.free(request)
     with pytest.raises(ValueError):
-        manager.preempt(request) if False else manager.allocate_slots(lw.Request(2, [1] * 8), 8)  # no hashes
+        manager.allocate_slots(lw.Request(2, [1] * 8), 8)  # no hashes
     manager = lw.KvCacheManager(num_blocks=10, block_size=4)
     with pytest.raises(ValueError, match="num_new_tokens is -1"):
         manager.allocate_slots(request, -1)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="request is of type NoneType, wanted Request"):
         manager.allocate_slots(None, 1)
+    with pytest.raises(TypeError, match="hit is of type int, wanted PrefixHit"):
+        manager.allocate_slots(request, 1, hit=3)
+    with pytest.raises(TypeError, match="hasher is of type str, wanted VllmHasher"):
+        lw.Request(1, [1], hasher="sha256")
     assert manager.block_table(99).tolist() == []
     assert repr(request) == "Request(1, num_tokens=3, status='waiting')"
     plain = lw.KvCacheManager(num_blocks=10, block_size=4, enable_caching=False)

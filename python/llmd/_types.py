@@ -41,3 +41,10 @@ class MemoryUsage(NamedTuple):
 
 def memory_usage(values: tuple[int, tuple[tuple[str, int, int, int], ...]]) -> MemoryUsage:
     return MemoryUsage(values[0], tuple(MemoryCause(*cause) for cause in values[1]))
+
+
+def core_of(wrapper: Any, name: str, wanted: type) -> Any:
+    """The extension's object inside one of our own; TypeError, with the argument's name, for anything else."""
+    if not isinstance(wrapper, wanted):
+        raise TypeError(f"{name} is of type {type(wrapper).__name__}, wanted {wanted.__name__}")
+    return wrapper._core  # type: ignore[attr-defined]

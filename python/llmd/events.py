@@ -123,7 +123,7 @@ class Event:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        parts = [self.kind]
+        parts: list[str] = [self.kind]
         if self.kind != "AllBlocksCleared":
             parts.append(f"{len(self.hashes)} blocks")
             if len(self.tokens):
@@ -375,12 +375,15 @@ class PublisherStream:
     Examples
     --------
     >>> stream = PublisherStream()
-    >>> [action.kind for action in stream.on_connected(0.0)]
-    ['clear']
-    >>> [action.kind for action in stream.on_live(0.1, 0, b"batch")]
-    ['apply']
-    >>> [(action.kind, action.seq) for action in stream.on_live(0.2, 2, b"batch")]
-    [('request_replay', 1)]
+    >>> (action,) = stream.on_connected(0.0)
+    >>> action.kind, action.seq
+    ('request_replay', 0)
+    >>> stream.on_replay_batch(0.1, action.request, 0, b"batch")
+    [Action(kind='apply', seq=0, request=0, payload=b'batch')]
+    >>> stream.on_replay_end(0.1, action.request)
+    []
+    >>> [(action.kind, action.seq) for action in stream.on_live(0.2, 1, b"next")]
+    [('apply', 1)]
     """
 
     __slots__ = ("_core",)

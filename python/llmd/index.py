@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple
 
 from llmd import _core
 from llmd._core import HolderId, Match, NamespaceId
-from llmd._types import BytesLike, KeysLike, MemoryUsage, memory_usage
+from llmd._types import BytesLike, KeysLike, MemoryUsage, core_of, memory_usage
 
 
 def make_namespace(model: str, *, lora: str = "", cache_salt: str = "", block_size: int = 16) -> NamespaceId:
@@ -133,7 +133,7 @@ class PrefixIndex:
     StoreResult(outcome='applied', added=2, duplicates=0)
     >>> match = index.match(ns, [1, 2, 3])
     >>> match, match.depth(pod), [int(depth) for depth in match.depths]
-    (Match({0: 2}), 2, [2])
+    (Match({1: 2}), 2, [2])
     """
 
     __slots__ = ("_core",)
@@ -295,7 +295,7 @@ class ApproxIndex:
     >>> index.predict(pod, make_namespace("m"), [1, 2, 3], now=0.0)
     True
     >>> index.match(make_namespace("m"), [1, 2, 9])
-    Match({0: 2})
+    Match({1: 2})
     >>> index.expire(now=61.0)
     >>> len(index.match(make_namespace("m"), [1, 2, 9]))
     0
@@ -398,7 +398,7 @@ class KvEventIngestor:
     __slots__ = ("_core",)
 
     def __init__(self, index: PrefixIndex, *, max_orphan_blocks: int = 4096, max_publishers: int = 65535) -> None:
-        self._core = _core.KvEventIngestor(index._core, max_orphan_blocks, max_publishers)
+        self._core = _core.KvEventIngestor(core_of(index, "index", PrefixIndex), max_orphan_blocks, max_publishers)
 
     def add_publisher(self, endpoint: str, *, model: str) -> int:
         """Adds a publisher, ``"address:port"``, and returns its handle.

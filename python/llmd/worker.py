@@ -26,7 +26,7 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from llmd import _core
 from llmd._core import PrefixHit
-from llmd._types import MemoryUsage, TokensLike, UInt32Array, memory_usage
+from llmd._types import MemoryUsage, TokensLike, UInt32Array, core_of, memory_usage
 from llmd.events import Event, Schema
 from llmd.hash import ExtraKeyStyle, RequestExtras, VllmHasher
 
@@ -73,7 +73,7 @@ class Request:
         self._core = _core.Request(
             id,
             tokens,
-            None if hasher is None else hasher._core,
+            None if hasher is None else core_of(hasher, "hasher", VllmHasher),
             extras,
             style,
             lora_id,
@@ -293,7 +293,7 @@ class BlockPool(_Pool):
         ValueError, FailedPreconditionError
             When the request's hashes or the table do not allow it; nothing was changed.
         """
-        self._core.cache_full_blocks(request._core, table, num_cached, num_full, group_id)
+        self._core.cache_full_blocks(core_of(request, "request", Request), table, num_cached, num_full, group_id)
 
     def reset(self) -> bool:
         """Forgets everything cached; False, and no change, while any block is held."""
@@ -356,7 +356,7 @@ class KvCacheManager(_Pool):
 
         Holds nothing: pass it to `allocate_slots` before allocating anything else.
         """
-        return self._core.get_computed_blocks(request._core)
+        return self._core.get_computed_blocks(core_of(request, "request", Request))
 
     def allocate_slots(
         self,
@@ -404,7 +404,7 @@ class KvCacheManager(_Pool):
             For an argument that contradicts the request or the pool.
         """
         return self._core.allocate_slots(
-            request._core,
+            core_of(request, "request", Request),
             num_new_tokens,
             hit,
             num_external_computed_tokens,
@@ -417,11 +417,11 @@ class KvCacheManager(_Pool):
 
     def cache_blocks(self, request: Request, num_tokens: int) -> None:
         """Commits the full blocks among the first `num_tokens` tokens that a delayed allocation left uncommitted."""
-        self._core.cache_blocks(request._core, num_tokens)
+        self._core.cache_blocks(core_of(request, "request", Request), num_tokens)
 
     def commit_remote_load(self, request: Request, num_loaded_tokens: int) -> int:
         """A remote load ended. Returns the new ``num_computed_tokens``; 0: nothing could be used."""
-        return self._core.commit_remote_load(request._core, num_loaded_tokens)
+        return self._core.commit_remote_load(core_of(request, "request", Request), num_loaded_tokens)
 
     def free(self, request: Request | int) -> None:
         """Gives the request's blocks back, tail first. NotFoundError when it holds none."""
@@ -429,7 +429,7 @@ class KvCacheManager(_Pool):
 
     def preempt(self, request: Request) -> None:
         """Gives the blocks of a running request back and sets it back to be computed again."""
-        self._core.preempt(request._core)
+        self._core.preempt(core_of(request, "request", Request))
 
     def reset_prefix_cache(self) -> bool:
         """Forgets all cached blocks; False, and no change, while any block is held."""

@@ -14,6 +14,7 @@
 #include "python/src/index_objects.h"
 #include "python/src/lock.h"
 #include "python/src/module.h"
+#include "python/src/objects.h"
 #include "python/src/status.h"
 
 namespace llmd::python {
@@ -45,13 +46,16 @@ std::string_view OutcomeName(index::StoreOutcome outcome) {
   return "other_namespace";
 }
 
+HolderId ToHolder(py::handle object) { return ToObject<HolderId>(object, "holder", "HolderId"); }
+
+NamespaceId ToNamespace(py::handle object) { return ToObject<NamespaceId>(object, "ns", "NamespaceId"); }
+
 std::vector<HolderId> ToHolders(py::handle object) {
   CheckSequence(object, "peers", "HolderId");
   std::vector<HolderId> holders;
   for (std::size_t i = 0; i < SequenceSize(object); ++i) {
     const py::object item = SequenceItem(object, i);
-    if (!py::isinstance<HolderId>(item)) throw py::type_error(Element("peers", i) + " is not a HolderId");
-    holders.push_back(item.cast<HolderId>());
+    holders.push_back(ToObject<HolderId>(item, Element("peers", i).c_str(), "HolderId"));
   }
   return holders;
 }
@@ -69,10 +73,12 @@ index::PrefixIndexOptions ToOptions(py::handle max_bytes, py::handle max_holders
 }
 
 template <typename Object>
-MatchObject Match(Object& self, const NamespaceId& ns, py::handle chain) {
+MatchObject Match(Object& self, py::handle ns, py::handle chain) {
+  const NamespaceId space = ToNamespace(ns);
   const KeyBuffer buffer(chain, "chain");
   MatchObject match;
-  WithoutGil(buffer.span().size() >= kLongChain, [&] { self.readers.Match(ns, buffer.span(), match.rows); });
+  WithoutGil(buffer.span().size() >= kLongChain,
+             [&] { self.readers.Match(space, buffer.span(), match.rows); });
   return match;
 }
 
@@ -114,8 +120,10 @@ py::list Holders(PrefixIndexObject& self) {
   return list;
 }
 
-py::tuple Store(PrefixIndexObject& self, HolderId holder, const NamespaceId& ns, py::handle engine_keys,
+py::tuple Store(PrefixIndexObject& self, py::handle holder, py::handle ns, py::handle engine_keys,
                 py::handle content_keys, py::handle parent, py::handle peers) {
+  const HolderId id = ToHolder(holder);
+  const NamespaceId space = ToNamespace(ns);
   const KeyBuffer engine(engine_keys, "engine_keys");
   const KeyBuffer content(content_keys, "content_keys");
   if (engine.span().size() != content.span().size()) {
@@ -127,7 +135,7 @@ py::tuple Store(PrefixIndexObject& self, HolderId holder, const NamespaceId& ns,
   std::vector<index::StoredBlock> blocks(engine.span().size());
   for (std::size_t i = 0; i < blocks.size(); ++i) blocks[i] = {engine.span()[i], content.span()[i]};
   const index::StoreResult result = Locked(self.mutex, blocks.size() >= kLong, [&] {
-    return self.index->Store(holder, ns, before, blocks, others);
+    return self.index->Store(id, space, before, blocks, others);
   });
   return py::make_tuple(FromWireText(OutcomeName(result.outcome)), result.added, result.duplicates);
 }
@@ -152,7 +160,8 @@ std::unique_ptr<PrefixIndexObject> Restore(py::handle snapshot, py::handle max_b
 }
 
 // The deepest match of each endpoint, over its ranks and tiers (of one tier when `tier` is a str).
-py::dict ByEndpoint(PrefixIndexObject& self, const MatchObject& match, py::handle tier) {
+py::dict ByEndpoint(PrefixIndexObject& self, py::handle result, py::handle tier) {
+  const auto& match = ToObject<MatchObject>(result, "match", "Match");
   const std::optional<std::string> only =
       tier.is_none() ? std::nullopt : std::optional<std::string>(ToText(tier, "tier"));
   std::vector<std::pair<std::string, std::uint32_t>> depths;
@@ -168,17 +177,20 @@ py::dict ByEndpoint(PrefixIndexObject& self, const MatchObject& match, py::handl
       }
     });
   });
-  py::dict result;
+  py::dict by_endpoint;
   for (const auto& [endpoint, depth] : depths) {
     const py::str key = FromWireText(endpoint);
-    const std::uint32_t known = result.contains(key) ? result[key].cast<std::uint32_t>() : 0;
-    result[key] = std::max(known, depth);
+    const std::uint32_t known = by_endpoint.contains(key) ? by_endpoint[key].cast<std::uint32_t>() : 0;
+    by_endpoint[key] = std::max(known, depth);
   }
-  return result;
+  return by_endpoint;
 }
 
 void BindTypes(py::module_& m) {
-  py::class_<NamespaceId>(m, "NamespaceId")
+  py::class_<NamespaceId> namespace_id(
+      m, "NamespaceId", "128-bit name of a namespace: chains of different namespaces never meet. Hashable.");
+  namespace_id.attr("__module__") = "llmd.index";
+  namespace_id
       .def(py::init([](py::handle hi, py::handle lo) {
         return NamespaceId{ToKey(hi, "hi"), ToKey(lo, "lo")};
       }))
@@ -199,7 +211,10 @@ void BindTypes(py::module_& m) {
                .block_size = static_cast<std::uint32_t>(ToInt(block_size, "block_size", 1, kMaxBlockSize))});
         });
 
-  py::class_<HolderId>(m, "HolderId")
+  py::class_<HolderId> holder_id(m, "HolderId",
+                                 "Handle of a holder. A slot is reused under another generation. Hashable.");
+  holder_id.attr("__module__") = "llmd.index";
+  holder_id
       .def(py::init([](py::handle slot, py::handle generation) {
         return HolderId{static_cast<std::uint16_t>(ToInt(slot, "slot", 0, 65535)),
                         static_cast<std::uint32_t>(ToInt(generation, "generation", 0, 0xFFFFFFFF))};
@@ -214,8 +229,11 @@ void BindTypes(py::module_& m) {
         return py::str("HolderId(slot={}, generation={})").format(self.slot, self.generation);
       });
 
-  py::class_<MatchObject>(m, "Match")
-      .def("__len__", [](const MatchObject& self) { return self.rows.size(); })
+  py::class_<MatchObject> match(m, "Match",
+                                "Result of a match: rows (slot, depth). The holder in `slot` has the first "
+                                "`depth` blocks of the chain, at least one.");
+  match.attr("__module__") = "llmd.index";
+  match.def("__len__", [](const MatchObject& self) { return self.rows.size(); })
       .def("__getitem__",
            [](const MatchObject& self, py::ssize_t i) {
              if (i < 0) i += static_cast<py::ssize_t>(self.rows.size());
@@ -223,25 +241,32 @@ void BindTypes(py::module_& m) {
                throw py::index_error("row of a match");
              return py::make_tuple(self.rows[i].slot, self.rows[i].depth);
            })
-      .def_property_readonly("slots",
-                             [](const MatchObject& self) {
-                               std::vector<std::uint32_t> slots;
-                               for (const index::HolderDepth& row : self.rows) slots.push_back(row.slot);
-                               return ToArray(slots);
-                             })
-      .def_property_readonly("depths",
-                             [](const MatchObject& self) {
-                               std::vector<std::uint32_t> depths;
-                               for (const index::HolderDepth& row : self.rows) depths.push_back(row.depth);
-                               return ToArray(depths);
-                             })
-      .def("depth",
-           [](const MatchObject& self, const HolderId& holder) -> std::uint32_t {
-             for (const index::HolderDepth& row : self.rows) {
-               if (row.slot == holder.slot) return row.depth;
-             }
-             return 0;
-           })
+      .def_property_readonly(
+          "slots",
+          [](const MatchObject& self) {
+            std::vector<std::uint32_t> slots;
+            for (const index::HolderDepth& row : self.rows) slots.push_back(row.slot);
+            return ToArray(slots);
+          },
+          "Slots of the rows: ndarray of uint32, shape (len,).")
+      .def_property_readonly(
+          "depths",
+          [](const MatchObject& self) {
+            std::vector<std::uint32_t> depths;
+            for (const index::HolderDepth& row : self.rows) depths.push_back(row.depth);
+            return ToArray(depths);
+          },
+          "Depths of the rows in blocks: ndarray of uint32, shape (len,).")
+      .def(
+          "depth",
+          [](const MatchObject& self, py::handle object) -> std::uint32_t {
+            const HolderId holder = ToHolder(object);
+            for (const index::HolderDepth& row : self.rows) {
+              if (row.slot == holder.slot) return row.depth;
+            }
+            return 0;
+          },
+          "Depth of one holder in blocks; 0 when it has no row.")
       .def(
           "__eq__", [](const MatchObject& a, const MatchObject& b) { return a.rows == b.rows; },
           py::is_operator())
@@ -280,12 +305,13 @@ void BindApprox(py::module_& m) {
              return Take(Locked(self.mutex, false, [&] { return self.index->AddHolder(name, capacity); }));
            })
       .def("predict",
-           [](ApproxIndexObject& self, HolderId holder, const NamespaceId& ns, py::handle chain,
-              py::handle now) {
+           [](ApproxIndexObject& self, py::handle holder, py::handle ns, py::handle chain, py::handle now) {
+             const HolderId id = ToHolder(holder);
+             const NamespaceId space = ToNamespace(ns);
              const KeyBuffer buffer(chain, "chain");
              const absl::Time time = ToTime(now, "now");
              return Locked(self.mutex, buffer.span().size() >= kLong,
-                           [&] { return self.index->Predict(holder, ns, buffer.span(), time); });
+                           [&] { return self.index->Predict(id, space, buffer.span(), time); });
            })
       .def("expire",
            [](ApproxIndexObject& self, py::handle now) {
@@ -293,16 +319,19 @@ void BindApprox(py::module_& m) {
              Locked(self.mutex, true, [&] { self.index->Expire(time); });
            })
       .def("clear",
-           [](ApproxIndexObject& self, HolderId holder) {
-             return Locked(self.mutex, true, [&] { return self.index->Clear(holder); });
+           [](ApproxIndexObject& self, py::handle holder) {
+             const HolderId id = ToHolder(holder);
+             return Locked(self.mutex, true, [&] { return self.index->Clear(id); });
            })
       .def("retire",
-           [](ApproxIndexObject& self, HolderId holder) {
-             return Locked(self.mutex, true, [&] { return self.index->Retire(holder); });
+           [](ApproxIndexObject& self, py::handle holder) {
+             const HolderId id = ToHolder(holder);
+             return Locked(self.mutex, true, [&] { return self.index->Retire(id); });
            })
       .def("size",
-           [](ApproxIndexObject& self, HolderId holder) {
-             return Locked(self.mutex, false, [&] { return self.index->size(holder); });
+           [](ApproxIndexObject& self, py::handle holder) {
+             const HolderId id = ToHolder(holder);
+             return Locked(self.mutex, false, [&] { return self.index->size(id); });
            })
       .def("match", &Match<ApproxIndexObject>)
       .def("stats", &Stats<ApproxIndexObject>)
@@ -340,9 +369,10 @@ void BindIndex(py::module_& m) {
                  Locked(self.mutex, false, [&] { return self.index->FindHolder(name, rank, place); }));
            })
       .def("get_holder",
-           [](PrefixIndexObject& self, HolderId holder) -> py::object {
+           [](PrefixIndexObject& self, py::handle holder) -> py::object {
+             const HolderId id = ToHolder(holder);
              const auto options = Locked(self.mutex, false, [&]() -> std::optional<HolderOptions> {
-               const HolderOptions* found = self.index->GetHolder(holder);
+               const HolderOptions* found = self.index->GetHolder(id);
                return found == nullptr ? std::nullopt : std::optional(*found);
              });
              if (!options) return py::none();
@@ -351,25 +381,29 @@ void BindIndex(py::module_& m) {
       .def("holders", &Holders)
       .def("store", &Store)
       .def("store_known",
-           [](PrefixIndexObject& self, HolderId holder, py::handle keys, py::handle peers) {
+           [](PrefixIndexObject& self, py::handle holder, py::handle keys, py::handle peers) {
+             const HolderId id = ToHolder(holder);
              const KeyBuffer buffer(keys, "engine_keys");
              const std::vector<HolderId> others = ToHolders(peers);
              return Locked(self.mutex, buffer.span().size() >= kLong,
-                           [&] { return self.index->StoreKnown(holder, buffer.span(), others); });
+                           [&] { return self.index->StoreKnown(id, buffer.span(), others); });
            })
       .def("remove",
-           [](PrefixIndexObject& self, HolderId holder, py::handle keys) {
+           [](PrefixIndexObject& self, py::handle holder, py::handle keys) {
+             const HolderId id = ToHolder(holder);
              const KeyBuffer buffer(keys, "engine_keys");
              return Locked(self.mutex, buffer.span().size() >= kLong,
-                           [&] { return self.index->Remove(holder, buffer.span()); });
+                           [&] { return self.index->Remove(id, buffer.span()); });
            })
       .def("clear",
-           [](PrefixIndexObject& self, HolderId holder) {
-             return Locked(self.mutex, true, [&] { return self.index->Clear(holder); });
+           [](PrefixIndexObject& self, py::handle holder) {
+             const HolderId id = ToHolder(holder);
+             return Locked(self.mutex, true, [&] { return self.index->Clear(id); });
            })
       .def("retire",
-           [](PrefixIndexObject& self, HolderId holder) {
-             return Locked(self.mutex, true, [&] { return self.index->Retire(holder); });
+           [](PrefixIndexObject& self, py::handle holder) {
+             const HolderId id = ToHolder(holder);
+             return Locked(self.mutex, true, [&] { return self.index->Retire(id); });
            })
       .def("compact",
            [](PrefixIndexObject& self) { Locked(self.mutex, true, [&] { self.index->Compact(); }); })

@@ -17,6 +17,7 @@
 #include "python/src/extra_keys.h"
 #include "python/src/lock.h"
 #include "python/src/module.h"
+#include "python/src/objects.h"
 #include "python/src/status.h"
 
 namespace llmd::python {
@@ -277,13 +278,16 @@ class ManagerObject {
   }
 
   // The new blocks, or None when they do not fit.
-  py::object AllocateSlots(RequestObject& request, py::handle num_new_tokens, const HitObject* hit,
+  py::object AllocateSlots(RequestObject& request, py::handle num_new_tokens, py::handle prefix_hit,
                            py::handle num_external, py::handle num_lookahead, py::handle reserved, bool delay,
                            bool full_sequence, bool has_scheduled) {
     CheckRequest(request);
     worker::SlotRequest slots;
     slots.num_new_tokens = ToU32(num_new_tokens, "num_new_tokens");
-    if (hit != nullptr) slots.hit = {hit->blocks, hit->num_tokens};
+    if (!prefix_hit.is_none()) {
+      const auto& hit = ToObject<HitObject>(prefix_hit, "hit", "PrefixHit");
+      slots.hit = {hit.blocks, hit.num_tokens};
+    }
     slots.num_external_computed_tokens = ToU32(num_external, "num_external_computed_tokens");
     slots.num_lookahead_tokens = ToU32(num_lookahead, "num_lookahead_tokens");
     slots.reserved_blocks = ToU32(reserved, "reserved_blocks");
@@ -444,9 +448,12 @@ void BindWorker(py::module_& m) {
            [](PoolObject& self) { return Locked(self.mutex, true, [&] { return self.blocks.Reset(); }); });
   PoolMethods<PoolObject>::Bind(pool);
 
-  py::class_<HitObject>(m, "PrefixHit")
-      .def_property_readonly("blocks", [](const HitObject& self) { return ToArray(self.blocks); })
-      .def_readonly("num_tokens", &HitObject::num_tokens)
+  py::class_<HitObject> hit(m, "PrefixHit", "Leading blocks of a request that are cached already.");
+  hit.attr("__module__") = "llmd.worker";
+  hit.def_property_readonly(
+         "blocks", [](const HitObject& self) { return ToArray(self.blocks); },
+         "Ids: ndarray of uint32, shape (len,).")
+      .def_readonly("num_tokens", &HitObject::num_tokens, "``len * block_size``.")
       .def("__len__", [](const HitObject& self) { return self.blocks.size(); })
       .def("__repr__", [](const HitObject& self) {
         return "PrefixHit(" + std::to_string(self.blocks.size()) +

@@ -87,9 +87,8 @@ class Router:
         self.model, self.pool, self.index = model, sched.EndpointPool(), index.PrefixIndex()
         self.scheduler = sched.Scheduler(CONFIG, exact=self.index)
         self.ingestor = index.KvEventIngestor(self.index)
-        self.metrics = gateway.EngineMetricsReader()
+        self.metrics, self.turn = gateway.EngineMetricsReader(), 0
         self.workers = [self.add(text) for text in workers]
-        self.turn = 0
 
     def add(self, text: str) -> Worker:
         address, events, replay = text.split(",")
@@ -139,9 +138,9 @@ class Router:
         except (Error, ValueError) as error:
             decision = getattr(error, "decision", None)
             status = 400 if decision is None else decision.http_status
-            body = json.dumps({"error": {"message": str(error), "code": status}})
+            text = json.dumps({"error": {"message": str(error), "code": status}})
             head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\nconnection: close\r\n"
-            writer.write(f"{head}content-length: {len(body)}\r\n\r\n{body}".encode())
+            writer.write(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client went away, or sent no HTTP
         finally:

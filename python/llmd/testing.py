@@ -32,6 +32,7 @@ from llmd.sched import (
     Flight,
     KeyChain,
     MultimodalItem,
+    ProfileExplanation,
     Prompt,
     Registry,
     Request,
@@ -182,7 +183,7 @@ class Outcome:
                 out.setdefault(drop.endpoint.name, []).append((drop.filter, drop.reason))
         return out
 
-    def _explained(self, profile: str | None) -> Any:
+    def _explained(self, profile: str | None) -> ProfileExplanation:
         name = self.decision.primary if profile is None else profile
         profiles = self.decision.explanation.profiles
         if name is None:

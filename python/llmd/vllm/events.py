@@ -267,7 +267,7 @@ class KvEventSubscriber(_Subscriber):
                 poller = zmq.Poller()
                 for socket in self._driver.sockets():
                     poller.register(socket, zmq.POLLIN)
-                poller.poll(self._driver.timeout(0.1) * 1000)
+                poller.poll(int(self._driver.timeout(0.1) * 1000))
             self._put(None)
         except BaseException as error:
             self._put(error)

@@ -37,8 +37,9 @@ _HashFunction = Callable[[Any], Any]
 
 class _Installed(NamedTuple):
     utils: ModuleType
-    originals: dict[str, Any]
-    replacements: dict[str, Any]
+    originals: dict[str, Callable[..., Any]]
+    replacements: dict[str, Callable[..., Any]]
+    algorithms: tuple[str, ...]
 
 
 _installed: _Installed | None = None
@@ -214,12 +215,12 @@ def install() -> tuple[str, ...]:
     """
     global _installed
     if _installed is not None:
-        return tuple(_installed.replacements["hash_block_tokens"].__llmd_algorithms__)
+        return _installed.algorithms
     utils = importlib.import_module(_UTILS)
-    originals = {name: getattr(utils, name, None) for name in _PATCHED}
-    missing = [name for name, function in originals.items() if not callable(function)]
+    missing = [name for name in _PATCHED if not callable(getattr(utils, name, None))]
     if missing:
         raise ImportError(f"{_UTILS} has no {' and no '.join(missing)}")
+    originals: dict[str, Callable[..., Any]] = {name: getattr(utils, name) for name in _PATCHED}
     native: dict[_HashFunction, str] = {}
     for name, function in _find_functions().items():
         try:
@@ -236,16 +237,15 @@ def install() -> tuple[str, ...]:
     if not native:
         logger.warning("llmd: none of vLLM's block hashes is replaced")
         return ()
-    replacements = {
+    replacements: dict[str, Callable[..., Any]] = {
         "hash_block_tokens": _make_hash_block_tokens(utils, originals["hash_block_tokens"], native),
         "get_request_block_hasher": _make_get_request_block_hasher(
             utils, originals["get_request_block_hasher"], native
         ),
     }
-    replacements["hash_block_tokens"].__llmd_algorithms__ = tuple(native.values())
     _replace_everywhere(utils, originals, replacements)
-    _installed = _Installed(utils, originals, replacements)
-    return tuple(native.values())
+    _installed = _Installed(utils, originals, replacements, tuple(native.values()))
+    return _installed.algorithms
 
 
 def uninstall() -> None:

@@ -36,7 +36,6 @@ class Worker:
     events: str
     replay: str
     endpoint: sched.EndpointHandle
-    holder: index.HolderId
     publisher: int
 
 
@@ -94,15 +93,14 @@ class Router:
         address, events, replay = text.split(",")
         host, port = address.rsplit(":", 1)
         endpoint = self.pool.add(address, host, int(port))
-        holder = self.index.add_holder(address)
-        self.pool.bind_holder(holder, endpoint)
         publisher = self.ingestor.add_publisher(address, model=self.model)
-        return Worker(address, f"tcp://{host}:{events}", f"tcp://{host}:{replay}", endpoint, holder, publisher)
+        return Worker(address, f"tcp://{host}:{events}", f"tcp://{host}:{replay}", endpoint, publisher)
 
     async def follow(self, worker: Worker) -> None:
         async with AsyncKvEventSubscriber(worker.events, replay=worker.replay) as events:
             async for item in events:
                 apply_to(self.ingestor, worker.publisher, item)
+                self.pool.bind_index(self.index)  # its holders appear with their first blocks
 
     async def scrape(self, worker: Worker) -> None:
         while True:
@@ -164,8 +162,8 @@ class Router:
                     candidates = [e for e in candidates if e.handle != worker.endpoint]
                     continue
                 try:
-                    cached = self.index.match(chain.namespace, chain.keys).depth(worker.holder)
-                    return await self.pass_on(worker, cached, upstream, writer)
+                    cached = self.index.by_endpoint(self.index.match(chain.namespace, chain.keys))
+                    return await self.pass_on(worker, cached.get(worker.address, 0), upstream, writer)
                 finally:
                     connection.close()
 

@@ -39,6 +39,7 @@ from llmd import _core
 from llmd._core import Endpoint, EndpointHandle, HolderId, NamespaceId, PluginContext
 from llmd._types import TokensLike
 from llmd.errors import Error
+from llmd.index import ApproxIndex, PrefixIndex
 
 EXACT = 0
 """The prefix source that is fed by the engines' KV events."""
@@ -202,6 +203,14 @@ class EndpointPool:
             Of the storage, in lower case.
         """
         self._core.bind_holder(source, holder, endpoint, tier)
+
+    def bind_index(self, index: PrefixIndex, *, source: int = EXACT) -> int:
+        """Binds every holder of an index to the endpoint of its address, and unbinds all others.
+
+        To be called after the index or the pool got or lost endpoints, before the next decision; it is cheap when
+        nothing changed. Returns how many holders are bound.
+        """
+        return int(self._core.bind_index(source, index._core))
 
     def unbind_holder(self, holder: HolderId | tuple[int, int], *, source: int = EXACT) -> None:
         """To be called when the index retires the holder."""
@@ -882,7 +891,8 @@ class Scheduler:
     registry
         Plugin types; `llmd.sched.registry` unless given.
     exact, approximate
-        A `llmd.index.PrefixIndex` and `llmd.index.ApproxIndex` for the prefix producers.
+        A `llmd.index.PrefixIndex` and a `llmd.index.ApproxIndex`, for the prefix producers that are configured. The
+        defaults have one that needs `approximate`.
     replaces
         A scheduler whose plugins' memory (sessions, load in flight) this one takes over.
 
@@ -890,6 +900,8 @@ class Scheduler:
     ------
     ValueError
         Names the source, the line, the plugin or profile, and what was expected.
+    FailedPreconditionError
+        A prefix producer is configured, and its index is not given.
     """
 
     def __init__(
@@ -899,8 +911,8 @@ class Scheduler:
         source: str = "config",
         allow_experimental: bool = False,
         registry: Registry | None = None,
-        exact: Any = None,
-        approximate: Any = None,
+        exact: PrefixIndex | None = None,
+        approximate: ApproxIndex | None = None,
         replaces: Scheduler | None = None,
     ) -> None:
         self._init(

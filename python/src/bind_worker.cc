@@ -368,7 +368,7 @@ class ManagerObject {
   std::uint32_t block_size_;
 };
 
-void BindRequest(py::module_& m) {
+void BindWorkerRequest(py::module_& m) {
   const auto counter = [](std::uint32_t worker::Request::*field) {
     return
         [field](RequestObject& self) { return Locked(self.mutex, false, [&] { return self.state.*field; }); };
@@ -412,7 +412,7 @@ void BindRequest(py::module_& m) {
 }  // namespace
 
 void BindWorker(py::module_& m) {
-  BindRequest(m);
+  BindWorkerRequest(m);
 
   py::class_<PoolObject> pool(m, "BlockPool");
   pool.def(py::init([](py::handle num_blocks, py::handle block_size, bool enable_caching, bool enable_events,

@@ -2,15 +2,19 @@
 
 #include <pybind11/stl.h>
 
-#include <cmath>
+#include <algorithm>
 #include <cstdint>
 #include <map>
+#include <mutex>
 #include <optional>
 #include <string>
+#include <string_view>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
 #include "python/src/buffers.h"
+#include "python/src/index_objects.h"
 #include "python/src/module.h"
 #include "python/src/sched_types.h"
 #include "python/src/status.h"
@@ -68,6 +72,56 @@ void SetMetrics(Pool& pool, EndpointHandle handle, const MetricValues& values, p
     return true;
   });
   if (!known) ThrowStatus(absl::NotFoundError(HandleText(handle) + " is not in the pool"));
+}
+
+// A holder of an index and where it belongs.
+struct Wanted {
+  index::HolderId holder;
+  EndpointHandle endpoint;
+  std::string tier;
+};
+
+// Whether the table says just this.
+bool Says(const sched::HolderTable& table, const std::vector<Wanted>& wanted) {
+  std::size_t bound = 0;
+  for (const sched::HolderBinding& binding : table.by_slot) bound += binding.endpoint.generation != 0 ? 1 : 0;
+  return bound == wanted.size() && std::all_of(wanted.begin(), wanted.end(), [&](const Wanted& w) {
+           if (w.holder.slot >= table.by_slot.size()) return false;
+           const sched::HolderBinding& binding = table.by_slot[w.holder.slot];
+           return binding.endpoint == w.endpoint && binding.generation == w.holder.generation &&
+                  table.tiers[binding.tier] == w.tier;
+         });
+}
+
+// Binds every live holder of the index to the endpoint of its address and unbinds all others; returns how
+// many are bound. Short, and changes the pool only when something is different.
+std::size_t BindIndex(Pool& pool, PrefixIndexObject& index, std::uint32_t source) {
+  std::vector<std::pair<index::HolderId, index::HolderOptions>> holders;
+  {
+    const std::lock_guard<std::mutex> lock(index.mutex);
+    index.index->ForEachHolder(
+        [&](index::HolderId id, const index::HolderOptions& options) { holders.emplace_back(id, options); });
+  }
+  const PoolSnapshot before = pool.Snapshot();
+  std::unordered_map<std::string_view, EndpointHandle> by_address;
+  for (const sched::Endpoint& endpoint : before->endpoints())
+    by_address.emplace(endpoint.host_port(), endpoint.handle);
+  std::vector<Wanted> wanted;
+  for (const auto& [id, options] : holders) {
+    const auto it = by_address.find(options.endpoint);
+    if (it != by_address.end()) wanted.push_back({id, it->second, options.tier});
+  }
+  if (Says(before->holders(source), wanted)) return wanted.size();
+  return pool.Write([&](sched::EndpointPool& p) {
+    const std::vector<sched::HolderBinding> old = p.holders(source).by_slot;
+    for (std::size_t slot = 0; slot < old.size(); ++slot) {
+      if (old[slot].endpoint.generation == 0) continue;
+      p.UnbindHolder(source, {static_cast<std::uint16_t>(slot), old[slot].generation});
+    }
+    std::size_t bound = 0;
+    for (const Wanted& w : wanted) bound += p.BindHolder(source, w.holder, w.endpoint, w.tier).ok() ? 1 : 0;
+    return bound;
+  });
 }
 
 }  // namespace
@@ -233,6 +287,14 @@ void BindPool(py::module_& m) {
             Check(pool.Write([&](sched::EndpointPool& p) { return p.BindHolder(source, id, handle, tier); }));
           },
           py::arg("source"), py::arg("holder"), py::arg("endpoint"), py::arg("tier"))
+      .def(
+          "bind_index",
+          [](Pool& pool, std::uint32_t source, PrefixIndexObject& index) {
+            if (source >= sched::kMaxPrefixSources) Refuse("source", source, "below 8");
+            const py::gil_scoped_release release;
+            return BindIndex(pool, index, source);
+          },
+          py::arg("source"), py::arg("index"))
       .def(
           "unbind_holder",
           [](Pool& pool, std::uint32_t source, py::object holder) {

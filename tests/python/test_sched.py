@@ -197,6 +197,31 @@ def test_exact_prefixes_decide():
     assert set(scores.values()) == {0.0}
 
 
+def test_holders_follow_the_index():
+    cache, pool = index.PrefixIndex(), pool_of(0, 0)
+    first = cache.add_holder("10.0.0.2:8000")
+    cache.add_holder("10.9.9.9:1")  # of nobody here
+    assert pool.bind_index(cache) == 1 == pool.bind_index(cache)
+    scheduler = precise(exact=cache)
+    request = scheduler.request(list(range(64)), model="m")
+    chain = request.prompts[0].chains[sched.EXACT]
+
+    def score(name):
+        cache.store(cache.find_holder("10.0.0.2:8000"), chain.namespace, engine_keys=chain.keys, content_keys=chain.keys)
+        return scheduler.schedule(request, pool).explanation.profiles["default"].scores_of("prefix-cache-scorer")[name]
+
+    assert score("w1") == 1.0
+    cache.retire(first)
+    cache.add_holder("10.0.0.1:8000")  # takes the slot
+    cache.add_holder("10.0.0.2:8000")
+    assert pool.bind_index(cache) == 2
+    assert score("w1") == 1.0 and score("w0") == 0.0
+    pool.remove(pool.find("default/w1").handle)
+    assert pool.bind_index(cache) == 1
+    with pytest.raises(ValueError, match="source is 8"):
+        pool.bind_index(cache, source=8)
+
+
 def test_approximate_prefixes_learn_from_dispatches():
     guess, pool = index.ApproxIndex(), pool_of(0, 0, 0)
     for endpoint in pool:
@@ -212,10 +237,12 @@ def test_approximate_prefixes_learn_from_dispatches():
 @pytest.mark.parametrize("tokens", [[-1], np.array([-1], dtype=np.int32), np.array([2**32], dtype=np.int64)])
 def test_bad_tokens_name_the_argument(tokens):
     with pytest.raises(ValueError, match=r"tokens\[0\]"):
-        precise().request(tokens)
+        precise(exact=index.PrefixIndex()).request(tokens)
 
 
 def test_prefix_sources_are_checked():
+    with pytest.raises(llmd.FailedPreconditionError, match="no index as prefix source 0"):
+        precise()
     with pytest.raises(TypeError, match="prefix_sources"):
         precise(exact=object())
 
@@ -563,7 +590,7 @@ def test_errors_name_file_and_line(tmp_path):
 
 
 def test_defaults_and_fairness():
-    scheduler = sched.Scheduler()
+    scheduler = sched.Scheduler(approximate=index.ApproxIndex())
     assert "prefix-cache-scorer" in scheduler.config
     assert scheduler.fairness_id(sched.Request(headers={"x-llm-d-inference-fairness-id": "me"})) == "me"
     assert scheduler.fairness_id(sched.Request()) == "default-flow"

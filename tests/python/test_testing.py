@@ -97,7 +97,7 @@ def test_headers_of_disaggregated_serving():
                 "decode-filter",
                 "max-score-picker",
                 "approx-prefix-cache-producer",
-                "prefix-based-pd-decider",
+                {"type": "prefix-based-pd-decider", "parameters": {"nonCachedTokens": 1000}},
                 {
                     "type": "disagg-profile-handler",
                     "parameters": {"deciders": {"prefill": "prefix-based-pd-decider"}},

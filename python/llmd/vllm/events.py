@@ -12,8 +12,8 @@ and with asyncio::
         apply_to(ingestor, publisher, event)
 
 Both yield `KvBatch`, whose numbers follow one another, and `KvClear`: forget all that this engine has announced. What
-the transport loses is asked for again on the replay socket, and else cleared; see `llmd.events.PublisherStream`.
-Needs pyzmq.
+the transport loses is asked for again on the replay socket, and else cleared; see `llmd.events.PublisherStream`. A
+loss shows when the next batch comes. Needs pyzmq.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class KvBatch:
     seq
         Of the publisher's process, from 0.
     topic
-        Of the message; empty for a batch that was replayed without one.
+        Of the latest message that had one.
     payload
         MessagePack, for `KvEventIngestor.apply`.
     """
@@ -172,6 +172,7 @@ class _Driver:
                 self._drop_dealer()
                 self._carry_out(self._stream.on_replay_end(now, request))
             else:
+                self._topic = message.topic or self._topic
                 self._carry_out(self._stream.on_replay_batch(now, request, message.seq, message.payload))
 
     def _carry_out(self, actions: list[Action]) -> None:

@@ -191,6 +191,7 @@ class UsageReader:
         self._core = _core.UsageReader(event_stream)
 
     def append(self, piece: bytes) -> None:
+        """The next piece of the body, of any size."""
         self._core.append(piece)
 
     def finish(self) -> None:
@@ -240,6 +241,7 @@ class SessionIdReader:
         self._core = _core.SessionIdReader(given, max_bytes)
 
     def read(self, headers: Headers) -> SessionId:
+        """The first source that has a value; false when none has, or it is refused."""
         return SessionId(*self._core.read(_pairs(headers)))
 
 

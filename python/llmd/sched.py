@@ -850,7 +850,7 @@ def make_config(
 
     Examples
     --------
-    >>> config = make_config(["queue-scorer", "prefix-cache-scorer"], {"default": {"queue-scorer": 2}})
+    >>> config = make_config(["queue-scorer", "running-requests-size-scorer"], {"default": {"queue-scorer": 2}})
     >>> Scheduler(config).profiles
     ['default']
     """

@@ -80,26 +80,32 @@ class TestRequest:
         return self
 
     def id(self, id: str) -> TestRequest:
+        """Its x-request-id; "request" by itself."""
         self._fields["id"] = id
         return self
 
     def model(self, model: str) -> TestRequest:
+        """After rewriting."""
         self._model = model
         return self
 
     def header(self, name: str, value: str) -> TestRequest:
+        """A header of the client."""
         self._headers.append((name, value))
         return self
 
     def priority(self, priority: int) -> TestRequest:
+        """Below 0: may be shed."""
         self._fields["priority"] = priority
         return self
 
     def fairness_id(self, id: str) -> TestRequest:
+        """Under which flow it is queued."""
         self._fields["fairness_id"] = id
         return self
 
     def max_output_tokens(self, tokens: int) -> TestRequest:
+        """As in the body."""
         self._fields["max_output_tokens"] = tokens
         return self
 
@@ -297,28 +303,35 @@ class EndpointSetup:
         return self.label("llm-d.ai/role", role)
 
     def label(self, name: str, value: str) -> EndpointSetup:
+        """Of its pod."""
         self._must_be_new("labels come")
         self._labels[name] = value
         return self
 
     def address(self, address: str, port: int = 8000) -> EndpointSetup:
+        """Where it listens; its name by itself."""
         self._must_be_new("the address comes")
         self._address, self._port = address, port
         return self
 
     def waiting(self, requests: int) -> EndpointSetup:
+        """Its queue, read now."""
         return self._metrics(waiting=requests)
 
     def running(self, requests: int) -> EndpointSetup:
+        """Requests in its batch, read now."""
         return self._metrics(running=requests)
 
     def kv_usage(self, fraction: float) -> EndpointSetup:
+        """Of its cache, 0 to 1, read now."""
         return self._metrics(kv_usage=fraction)
 
     def adapters(self, max_active: int, active: Sequence[str], waiting: Sequence[str] = ()) -> EndpointSetup:
+        """LoRA adapters: most at a time, active, waiting; read now."""
         return self._metrics(max_adapters=max_active, active_adapters=active, waiting_adapters=waiting)
 
     def attribute(self, name: str, value: float) -> EndpointSetup:
+        """A named number, read now."""
         self._bed.pool.set_attribute(self.handle, name, value, at=self._bed.now)
         return self
 
@@ -428,6 +441,7 @@ class TestBed:
         return [name for name in self._endpoints if name not in dropped]
 
     def advance(self, seconds: float) -> None:
+        """Time goes on."""
         self.now += seconds
 
     def _make(self, config: str | Config) -> Scheduler:

@@ -432,7 +432,9 @@ std::vector<PluginCost> CostsOf(const sched::Scheduler& scheduler) {
 void BindPlugins(py::module_& m) {
   InitData();
 
-  py::class_<PluginContext, std::shared_ptr<PluginContext>>(m, "PluginContext")
+  py::class_<PluginContext, std::shared_ptr<PluginContext>>(
+      m, "PluginContext",
+      "What a plugin written in Python sees of one decision. Any use after the call raises RuntimeError.")
       .def_property_readonly("request", [](PluginContext& c) { return c.Live().run->request; })
       .def_property_readonly("now", [](PluginContext& c) { return FromTime(c.Live().context->now); })
       .def_property_readonly("pool_size", [](PluginContext& c) { return c.Live().context->pool.size(); })

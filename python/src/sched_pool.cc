@@ -127,7 +127,9 @@ std::size_t BindIndex(Pool& pool, PrefixIndexObject& index, std::uint32_t source
 }  // namespace
 
 void BindPool(py::module_& m) {
-  py::class_<EndpointHandle>(m, "EndpointHandle")
+  py::class_<EndpointHandle>(
+      m, "EndpointHandle",
+      "Names an endpoint for as long as it lives; hashable. A slot is reused under another generation.")
       .def(py::init([](std::uint32_t slot, std::uint32_t generation) {
              return EndpointHandle{slot, generation};
            }),
@@ -143,7 +145,8 @@ void BindPool(py::module_& m) {
            })
       .def("__repr__", &HandleText);
 
-  py::class_<EndpointView>(m, "Endpoint")
+  py::class_<EndpointView>(m, "Endpoint",
+                           "An endpoint as it was at one moment. What was never measured is None.")
       .def_readonly("position", &EndpointView::position)
       .def_property_readonly("handle", [](const EndpointView& e) { return e.get().handle; })
       .def_property_readonly("id", [](const EndpointView& e) { return e.get().id(); })

@@ -570,10 +570,10 @@ class Explanation:
     profiles: Mapping[str, ProfileExplanation]
     refused_by: str
     costs: Mapping[str, PluginCost] = field(compare=False)
-    text: str = field(compare=False, repr=False)
+    _core: Any = field(compare=False, repr=False)
 
     def __str__(self) -> str:
-        lines = [self.text.rstrip("\n")]
+        lines = [str(self._core.explanation_text).rstrip("\n")]
         for name, cost in self.costs.items():
             lines.append(f"  {name}: {cost.calls} calls in Python, {cost.seconds * 1e6:.1f} us")
         return "\n".join(lines)
@@ -735,7 +735,7 @@ class Decision:
                 profiles=profiles,
                 refused_by=self._core.refused_by,
                 costs=_costs(self._core.costs),
-                text=self._core.explanation_text,
+                _core=self._core,
             )
         return self._explanation
 

@@ -118,6 +118,9 @@ def test_a_gap_is_filled_by_a_replay(publisher, with_topic):
         engine.publish(b"c")
         items = batches_until(subscriber, before + 2)
         assert [(i.seq, i.payload) for i in items] == [(before, b"a"), (before + 1, b"lost"), (before + 2, b"c")]
+        end = time.monotonic() + LIMIT
+        while not subscriber.in_sync and time.monotonic() < end:  # the end marker comes after the last batch
+            time.sleep(0.01)
         assert subscriber.in_sync and subscriber.counters.gaps_total >= 1 and subscriber.last_applied == before + 2
         assert engine.requests[-1] == before + 1
 

@@ -15,194 +15,36 @@ is not UTF-8 is kept with surrogates (``errors="surrogateescape"``).
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from llmd import _core
-from llmd.sched import Decision, EndpointHandle, EndpointPool
-
-Headers = Union[Mapping[str, str], Iterable[tuple[str, str]]]
-Event = Literal[
-    "none", "needs_decision", "request_refused", "response_headers", "response_body", "response_end", "failed"
-]
-"""What `ExtProcStream.receive` tells."""
-
-
-def _pairs(headers: Headers) -> list[tuple[str, str]]:
-    return list(headers.items() if isinstance(headers, Mapping) else headers)
-
-
-def _at(seconds: float | None) -> float:
-    return time.time() if seconds is None else seconds
-
-
-# --- Requests ---
-
-
-@dataclass(frozen=True)
-class ChatMessage:
-    """A message of a conversation: its role and the pieces of text that it has."""
-
-    role: str
-    text: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class OpenAIPrompt:
-    """A prompt: pieces of text, or token ids (uint32 array)."""
-
-    text: tuple[str, ...]
-    tokens: npt.NDArray[np.uint32] = field(compare=False)
-
-
-@dataclass(frozen=True)
-class MediaItem:
-    """A picture, a sound or a video. `hash` tells contents apart; `piece` is the number of text pieces before it."""
-
-    modality: str
-    data: str
-    format: str
-    hash: str
-    piece: int
-    offset: int
-    length: int
-
-
-@dataclass(frozen=True)
-class OpenAIRequest:
-    """What a router needs of a body.
-
-    Attributes
-    ----------
-    text
-        The prompt as text, in the order in which it reaches the model, to be joined without a separator.
-    model_values
-        (begin, size) in bytes of every top-level value of "model", for `replace_model`.
-    raw_messages, raw_tools, ...
-        JSON as it came, empty when absent: what a renderer of chats needs.
-    """
-
-    api: str
-    model: str
-    text: tuple[str, ...]
-    messages: tuple[ChatMessage, ...]
-    prompts: tuple[OpenAIPrompt, ...]
-    media: tuple[MediaItem, ...]
-    model_values: tuple[tuple[int, int], ...]
-    stream: bool
-    include_usage: bool
-    max_output_tokens: int | None
-    cache_salt: str
-    user: str
-    prompt_cache_key: str
-    previous_response_id: str
-    conversation: str
-    session_id: str
-    raw_messages: str
-    raw_tools: str
-    raw_chat_template: str
-    raw_chat_template_kwargs: str
-    add_generation_prompt: bool
-    continue_final_message: bool
-
-    @property
-    def prompt_text(self) -> str:
-        return "".join(self.text)
-
-
-def _request_of(parts: dict[str, Any]) -> OpenAIRequest:
-    text = parts["text"] = tuple(parts["text"])
-    parts["messages"] = tuple(ChatMessage(role, text[first : first + n]) for role, first, n in parts["messages"])
-    parts["prompts"] = tuple(OpenAIPrompt(text[first : first + n], tokens) for first, n, tokens in parts["prompts"])
-    parts["media"] = tuple(MediaItem(*item) for item in parts["media"])
-    parts["model_values"] = tuple(parts["model_values"])
-    return OpenAIRequest(**parts)
-
-
-def api_of_path(path: str) -> str:
-    """The interface that claims a path: ``"chat_completions"`` and so on; see `OpenAIRequest.api`.
-
-    Examples
-    --------
-    >>> api_of_path("/v1/chat/completions?x=1") == api_of_path("/v1/chat/completions")
-    True
-    """
-    return str(_core.api_of_path(path))
-
-
-def parse_request(
-    path: str, body: bytes, *, max_depth: int = 256, max_body_bytes: int = 64 << 20
-) -> OpenAIRequest:
-    """Reads the body that was sent to `path`. The whole of it is validated.
-
-    Raises
-    ------
-    ValueError
-        With the byte and the reason.
-    ResourceExhaustedError
-        Over a limit.
-    """
-    return _request_of(_core.parse_openai(api_of_path(path), body, max_depth, max_body_bytes))
-
-
-def replace_model(body: bytes, request: OpenAIRequest, model: str) -> bytes:
-    """The body with another model; all other bytes stay.
-
-    Examples
-    --------
-    >>> body = b'{"model": "a", "prompt": "x"}'
-    >>> replace_model(body, parse_request("/v1/completions", body), "b")
-    b'{"model": "b", "prompt": "x"}'
-    """
-    return bytes(_core.splice_model(body, list(request.model_values), model))
-
-
-@dataclass(frozen=True)
-class Usage:
-    """Tokens as a model server counts them."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
-    cached_tokens: int
-
-
-def _usage_of(parts: tuple[int, int, int, int] | None) -> Usage | None:
-    return None if parts is None else Usage(*parts)
-
-
-class UsageReader:
-    """Reads the usage from an answer as it passes.
-
-    Examples
-    --------
-    >>> reader = UsageReader(event_stream=False)
-    >>> reader.append(b'{"usage": {"prompt_tokens": 5, '); reader.append(b'"completion_tokens": 2}}'); reader.finish()
-    >>> reader.usage.prompt_tokens
-    5
-    """
-
-    def __init__(self, *, event_stream: bool) -> None:
-        self._core = _core.UsageReader(event_stream)
-
-    def append(self, piece: bytes) -> None:
-        """The next piece of the body, of any size."""
-        self._core.append(piece)
-
-    def finish(self) -> None:
-        """The body has ended."""
-        self._core.finish()
-
-    @property
-    def usage(self) -> Usage | None:
-        """None until one was seen."""
-        return _usage_of(self._core.usage)
-
+from llmd._core import EndpointHandle
+from llmd._ext_proc import (
+    Completion,
+    ExtProcOptions,
+    ExtProcStream,
+    Headers,
+    RequestFacts,
+    ResponseFacts,
+    pairs_of,
+)
+from llmd._openai import (
+    ChatMessage,
+    MediaItem,
+    OpenAIPrompt,
+    OpenAIRequest,
+    Usage,
+    UsageReader,
+    api_of_path,
+    parse_request,
+    replace_model,
+)
+from llmd._pool import EndpointPool, _at
 
 # --- Sessions ---
 
@@ -242,7 +84,7 @@ class SessionIdReader:
 
     def read(self, headers: Headers) -> SessionId:
         """The first source that has a value; false when none has, or it is refused."""
-        return SessionId(*self._core.read(_pairs(headers)))
+        return SessionId(*self._core.read(pairs_of(headers)))
 
 
 def find_cookie(cookie_header: str, name: str) -> str:
@@ -511,9 +353,7 @@ class EndpointsFile:
     ('default/a',)
     """
 
-    def __init__(
-        self, text: bytes | str, *, refuse_bad_entries: bool = False, max_bytes: int = 1 << 20
-    ) -> None:
+    def __init__(self, text: bytes | str, *, refuse_bad_entries: bool = False, max_bytes: int = 1 << 20) -> None:
         self._core = _core.EndpointsFile(_bytes(text), refuse_bad_entries, max_bytes)
 
     @property
@@ -535,268 +375,6 @@ class EndpointsFile:
         """Changes the pool so that it has exactly these endpoints."""
         added, changed, removed = self._core.apply(pool._core)
         return EndpointsChange(tuple(added), tuple(changed), tuple(removed))
-
-
-# --- The endpoint-picker protocol ---
-
-BodyMode = Literal["none", "streamed", "buffered", "buffered_partial", "full_duplex"]
-
-
-@dataclass(frozen=True)
-class ExtProcOptions:
-    """As ``llmd::gateway::ExtProcOptions``; see the header for what each means. Sizes are in bytes."""
-
-    max_body_bytes: int = 64 << 20
-    max_response_body_bytes: int = 64 << 20
-    max_headers: int = 512
-    max_header_bytes: int = 256 << 10
-    max_subset_entries: int = 8192
-    chunk_bytes: int = 62000
-    single_destination: bool = False
-    refuse_unknown_paths: bool = False
-    require_model: bool = True
-    strip_client_headers: bool = True
-    resend_headers: bool = False
-    mark_responses: bool = True
-    report_served_endpoint: bool = False
-    skip_response: bool = False
-    assumed_request_body_mode: BodyMode = "full_duplex"
-    assumed_response_body_mode: BodyMode = "full_duplex"
-    override_request_body_mode: BodyMode | None = None
-    override_response_body_mode: BodyMode | None = None
-
-
-@dataclass(frozen=True)
-class RequestFacts:
-    """What is known when a decision is due."""
-
-    headers: dict[str, str]
-    request_id: str
-    method: str
-    path: str
-    api: str
-    openai: OpenAIRequest
-    body: bytes
-    bodyless: bool
-    headers_only: bool
-    truncated: bool
-    incoming_model: str
-    target_model: str
-    can_rewrite_model: bool
-    objective: str
-    fairness_id: str
-    subset: list[str] | None
-    received: float | None
-    complete: float | None
-
-
-@dataclass(frozen=True)
-class ResponseFacts:
-    """What is known of the response so far."""
-
-    headers: dict[str, str]
-    status: int
-    streaming: bool
-    ended: bool
-    served_endpoint: str
-    body_bytes: int
-    chunks: int
-    usage: Usage | None
-    started: float | None
-    first_byte: float | None
-    last_byte: float | None
-
-
-@dataclass(frozen=True)
-class Completion:
-    """How it went: natural, client_disconnect, evicted or error; `refused_with` is the status of our own answer."""
-
-    cause: str
-    routed: bool
-    refused_with: int
-    error: str
-
-
-class ExtProcStream:
-    """One HTTP request in Envoy's external-processing protocol: serialized ProcessingRequests in, ProcessingResponses
-    out. The gRPC stream is the host's.
-
-    Parameters
-    ----------
-    options
-        Limits and behaviour.
-    seed
-        Of the request ids that are made here.
-
-    Examples
-    --------
-    A host's loop::
-
-        stream = ExtProcStream()
-        async for message in grpc_stream:
-            if stream.receive(message) == "needs_decision":
-                stream.decide_with(schedule(stream.facts))
-            while (answer := stream.next()) is not None:
-                await grpc_stream.write(answer)
-            if stream.finished:
-                break
-        stream.close()
-    """
-
-    def __init__(self, options: ExtProcOptions | None = None, *, seed: int = 0) -> None:
-        self._core = _core.ExtProcStream(vars(options or ExtProcOptions()), seed)
-
-    def receive(self, message: bytes, *, now: float | None = None) -> Event:
-        """Takes a serialized ProcessingRequest."""
-        event: Event = self._core.receive(message, _at(now))
-        return event
-
-    def next(self) -> bytes | None:
-        """The next serialized ProcessingResponse, or None."""
-        answer: bytes | None = self._core.next()
-        return answer
-
-    @property
-    def facts(self) -> RequestFacts | None:
-        """While a decision is due."""
-        parts = self._core.facts
-        if parts is None:
-            return None
-        parts["openai"] = _request_of(parts["openai"])
-        return RequestFacts(**parts)
-
-    @property
-    def response(self) -> ResponseFacts:
-        parts = self._core.response
-        parts["usage"] = _usage_of(parts["usage"])
-        return ResponseFacts(**parts)
-
-    def decide(
-        self,
-        destinations: Sequence[str],
-        *,
-        set_headers: Headers = (),
-        remove_headers: Sequence[str] = (),
-        metadata: Iterable[tuple[str, str, str | Mapping[str, float]]] = (),
-        scores: Mapping[str, float] | None = None,
-        model: str | None = None,
-        now: float | None = None,
-    ) -> None:
-        """While a decision is due: where the request goes.
-
-        Parameters
-        ----------
-        destinations
-            ``"ip:port"``, best first.
-        metadata
-            (filter namespace, key, text or numbers by name), for the data plane's filters.
-        scores
-            Sent along under x-gateway-destination-endpoint-scores.
-        model
-            For the model server; what the client asked for unless given.
-
-        Raises
-        ------
-        ValueError
-            The result cannot be sent; nothing has changed.
-        FailedPreconditionError
-            No decision is due.
-        """
-        entries = [(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata]
-        self._core.decide(
-            _at(now),
-            list(destinations),
-            _pairs(set_headers),
-            list(remove_headers),
-            entries,
-            list((scores or {}).items()),
-            model,
-        )
-
-    def decide_with(
-        self, decision: Decision, headers: Mapping[str, str | None] | None = None, *, now: float | None = None
-    ) -> None:
-        """As `decide`, from a scheduler's decision and the headers of its flight; or refuses with its error."""
-        if not decision.ok:
-            self.refuse(decision.http_status, decision.message, reason=decision.dropped_reason, now=now)
-            return
-        edits = dict(headers or {})
-        self.decide(
-            decision.destination.split(","),
-            set_headers={k: v for k, v in edits.items() if v is not None},
-            remove_headers=[k for k, v in edits.items() if v is None],
-            now=now,
-        )
-
-    def refuse(
-        self,
-        http_status: int,
-        message: str = "",
-        *,
-        reason: str = "",
-        headers: Headers = (),
-        now: float | None = None,
-    ) -> None:
-        """While a decision is due: answers the client. `reason` as in ``x-llm-d-request-dropped-reason``."""
-        self._core.refuse(_at(now), http_status, message, reason, _pairs(headers))
-
-    def evict(self, reason: str, *, now: float | None = None) -> None:
-        """Ends a decided request that is still being served."""
-        self._core.evict(_at(now), reason)
-
-    def fail(self, message: str, *, now: float | None = None) -> None:
-        """Ends the stream with an error, so that the data plane's failure mode decides."""
-        self._core.fail(_at(now), message)
-
-    def close(self, *, cancelled: bool = False, now: float | None = None) -> None:
-        """The data plane ended the stream."""
-        self._core.close(_at(now), cancelled)
-
-    def edit_response_headers(self, set: Headers = (), remove: Sequence[str] = ()) -> None:
-        """Before the answer to the response headers is taken."""
-        self._core.edit_response_headers(_pairs(set), list(remove))
-
-    def add_response_metadata(self, metadata: Iterable[tuple[str, str, str | Mapping[str, float]]]) -> None:
-        """Before the last answer of the response is taken."""
-        self._core.add_response_metadata(
-            [(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata]
-        )
-
-    def take_completion(self) -> Completion | None:
-        """Once for each stream, after its end."""
-        parts = self._core.take_completion()
-        return None if parts is None else Completion(*parts)
-
-    @property
-    def needs_decision(self) -> bool:
-        return bool(self._core.needs_decision)
-
-    @property
-    def finished(self) -> bool:
-        """Nothing more is to be read; end the gRPC stream with `status` when `next` gives None."""
-        return bool(self._core.finished)
-
-    @property
-    def status(self) -> tuple[int, str]:
-        """gRPC code and message."""
-        code, message = self._core.status
-        return int(code), str(message)
-
-    @property
-    def request_body_mode(self) -> str:
-        return str(self._core.request_body_mode)
-
-    @property
-    def response_body_mode(self) -> str:
-        return str(self._core.response_body_mode)
-
-    @property
-    def ignored_messages(self) -> int:
-        return int(self._core.ignored_messages)
-
-    @property
-    def held_bytes(self) -> int:
-        return int(self._core.held_bytes)
 
 
 __all__ = [

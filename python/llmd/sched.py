@@ -24,766 +24,40 @@ from __future__ import annotations
 
 import json
 import random
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, TypeVar, overload
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from llmd import _core
-from llmd._core import Endpoint, EndpointHandle, HolderId, NamespaceId, PluginContext
+from llmd._core import Endpoint, EndpointHandle
+from llmd._decision import Decision, Drop, Explanation, Flight, ProfileExplanation, ProfileResult
+from llmd._plugins import (
+    Context,
+    Filter,
+    Picker,
+    PluginCost,
+    PluginError,
+    Producer,
+    Registry,
+    Scorer,
+    costs_of,
+    registry,
+)
+from llmd._pool import (
+    APPROXIMATE,
+    EXACT,
+    EndpointPool,
+    KeyChain,
+    MultimodalItem,
+    Prompt,
+    Request,
+    _at,
+    item_tuples,
+)
 from llmd._types import TokensLike
-from llmd.errors import Error
 from llmd.index import ApproxIndex, PrefixIndex
-
-EXACT = 0
-"""The prefix source that is fed by the engines' KV events."""
-APPROXIMATE = 1
-"""The prefix source that is fed by our own decisions."""
-
-Context = PluginContext
-"""What a plugin written in Python sees of one decision; void after its call."""
-
-
-class PluginError(Error):
-    """A plugin written in Python failed. ``plugin`` is its name, ``__cause__`` what it raised."""
-
-    def __init__(self, message: str, plugin: str) -> None:
-        super().__init__(message)
-        self.plugin = plugin
-
-
-def _at(seconds: float | None) -> float:
-    return time.time() if seconds is None else seconds
-
-
-# --- Endpoints ---
-
-
-class EndpointPool:
-    """The endpoints among which decisions are taken, and what was last measured there.
-
-    A decision works on the pool as it was at its beginning. A value that was never set is unknown, which is not zero.
-    """
-
-    def __init__(self) -> None:
-        self._core = _core.EndpointPool()
-
-    def add(
-        self,
-        name: str,
-        address: str,
-        port: int,
-        *,
-        namespace: str = "default",
-        labels: Mapping[str, str] | None = None,
-        node_address: str = "",
-        rank: int = 0,
-    ) -> EndpointHandle:
-        """Adds an endpoint.
-
-        Parameters
-        ----------
-        name
-            Unique together with `namespace`.
-        address, port
-            Host name or IP, and 1 to 65535.
-        labels
-            As of a pod; ``llm-d.ai/role`` says which stages it serves.
-        rank
-            Index among the ports of one pod.
-
-        Raises
-        ------
-        ValueError
-            For an empty name or address, or a bad port.
-        AlreadyExistsError
-            For a known name.
-
-        Examples
-        --------
-        >>> pool = EndpointPool()
-        >>> pool.add("a", "10.0.0.1", 8000)
-        EndpointHandle(0, 1)
-        """
-        handle: EndpointHandle = self._core.add(
-            name, address, port, namespace, dict(labels or {}), node_address, rank
-        )
-        return handle
-
-    def remove(self, endpoint: EndpointHandle) -> bool:
-        """Removes it, with its holders; false when it is not there."""
-        return bool(self._core.remove(endpoint))
-
-    def __len__(self) -> int:
-        return len(self._core)
-
-    def __iter__(self) -> Iterator[Endpoint]:
-        return iter(self.endpoints())
-
-    def endpoints(self) -> list[Endpoint]:
-        """All of them, as they are now, by position."""
-        out: list[Endpoint] = self._core.endpoints()
-        return out
-
-    def find(self, endpoint: EndpointHandle | str) -> Endpoint | None:
-        """By handle, or by ``"namespace/name"``."""
-        found: Endpoint | None
-        found = self._core.find_id(endpoint) if isinstance(endpoint, str) else self._core.find(endpoint)
-        return found
-
-    def set_metrics(
-        self,
-        endpoint: EndpointHandle,
-        *,
-        waiting: int | None = None,
-        running: int | None = None,
-        kv_usage: float | None = None,
-        max_adapters: int | None = None,
-        active_adapters: Sequence[str] = (),
-        waiting_adapters: Sequence[str] = (),
-        cache_block_size: int | None = None,
-        cache_num_blocks: int | None = None,
-        at: float | None = None,
-    ) -> None:
-        """Sets what was measured; what is None stays as it was.
-
-        Parameters
-        ----------
-        waiting, running
-            Requests.
-        kv_usage
-            Fraction of the cache in use, 0 to 1.
-        max_adapters
-            With it, `active_adapters` and `waiting_adapters` are set as well.
-        cache_block_size, cache_num_blocks
-            Of the engine: tokens, blocks.
-        at
-            When it was read.
-
-        Raises
-        ------
-        NotFoundError
-            When the endpoint is not in the pool.
-        """
-        self._core.set_metrics(
-            endpoint,
-            _at(at),
-            waiting,
-            running,
-            kv_usage,
-            max_adapters,
-            list(active_adapters),
-            list(waiting_adapters),
-            cache_block_size,
-            cache_num_blocks,
-        )
-
-    def set_attribute(self, endpoint: EndpointHandle, name: str, value: float, *, at: float | None = None) -> None:
-        """Sets a named number, for plugins of one's own."""
-        self._core.set_attribute(endpoint, name, value, _at(at))
-
-    def bind_holder(
-        self, holder: HolderId | tuple[int, int], endpoint: EndpointHandle, *, source: int = EXACT, tier: str = "gpu"
-    ) -> None:
-        """Says that a holder of the source's index keeps blocks of `endpoint`.
-
-        Parameters
-        ----------
-        holder
-            As ``add_holder`` of the index gives it.
-        source
-            `EXACT` or `APPROXIMATE`.
-        tier
-            Of the storage, in lower case.
-        """
-        self._core.bind_holder(source, holder, endpoint, tier)
-
-    def bind_index(self, index: PrefixIndex, *, source: int = EXACT) -> int:
-        """Binds every holder of an index to the endpoint of its address, and unbinds all others.
-
-        To be called after the index or the pool got or lost endpoints, before the next decision; it is cheap when
-        nothing changed. Returns how many holders are bound.
-        """
-        return int(self._core.bind_index(source, index._core))
-
-    def unbind_holder(self, holder: HolderId | tuple[int, int], *, source: int = EXACT) -> None:
-        """To be called when the index retires the holder."""
-        self._core.unbind_holder(source, holder)
-
-    def __repr__(self) -> str:
-        return f"EndpointPool({', '.join(e.id for e in self)})"
-
-
-# --- Requests ---
-
-
-@dataclass(frozen=True)
-class KeyChain:
-    """The block keys of one prompt, first block first.
-
-    Attributes
-    ----------
-    namespace
-        Of the index, as `llmd.index.request_namespace` gives it.
-    block_size
-        Tokens per block.
-    keys
-        uint64 array, shape (blocks,).
-    """
-
-    namespace: NamespaceId
-    block_size: int
-    keys: npt.NDArray[np.uint64]
-
-
-@dataclass(frozen=True)
-class MultimodalItem:
-    """An image, a sound or a video inside a prompt; `offset` and `length` are its placeholder tokens."""
-
-    modality: str
-    hash: str
-    offset: int = 0
-    length: int = 0
-
-
-def _items(items: Iterable[MultimodalItem]) -> list[tuple[str, str, int, int]]:
-    return [(i.modality, i.hash, i.offset, i.length) for i in items]
-
-
-class Prompt:
-    """One prompt of a request. Immutable.
-
-    Parameters
-    ----------
-    tokens
-        Its ids; None when only their number is known.
-    token_count
-        Their number, when there are no tokens.
-    chains
-        One `KeyChain` for each prefix source, or None where nothing is known.
-    items
-        Multimodal items, in order.
-
-    Examples
-    --------
-    >>> Prompt([1, 2, 3]).token_count
-    3
-    """
-
-    def __init__(
-        self,
-        tokens: TokensLike | None = None,
-        *,
-        token_count: int = 0,
-        chains: Sequence[KeyChain | None] = (),
-        items: Iterable[MultimodalItem] = (),
-    ) -> None:
-        parts = [None if c is None else (c.namespace, c.block_size, c.keys) for c in chains]
-        self._core = _core.SchedulerPrompt(token_count, tokens, parts, _items(items))
-
-    @classmethod
-    def _of(cls, core: Any) -> Prompt:
-        self = cls.__new__(cls)
-        self._core = core
-        return self
-
-    @property
-    def token_count(self) -> int:
-        return int(self._core.token_count)
-
-    @property
-    def tokens(self) -> npt.NDArray[np.uint32]:
-        """A copy of the ids, shape (token_count,), or empty."""
-        out: npt.NDArray[np.uint32] = self._core.tokens
-        return out
-
-    @property
-    def chains(self) -> list[KeyChain]:
-        """The chains by prefix source; one that is not known has no keys."""
-        return [KeyChain(NamespaceId(*ns), size, keys) for ns, size, keys in self._core.chains]
-
-    def __repr__(self) -> str:
-        return f"Prompt({self.token_count} tokens, {[len(c.keys) for c in self.chains]} keys)"
-
-
-class Request:
-    """A request as the scheduler sees it. Immutable; `Scheduler.request` makes one from tokens.
-
-    Parameters
-    ----------
-    model
-        After rewriting; for a LoRA adapter its name.
-    prompts
-        What it asks for.
-    headers
-        Of the client; names in any case.
-    priority
-        Below 0: may be shed.
-    size_bytes
-        Of the body.
-
-    Examples
-    --------
-    >>> Request("m", [Prompt(token_count=5)], headers={"X-Session-Token": "s"}).prompts
-    (Prompt(5 tokens, [] keys),)
-    """
-
-    def __init__(
-        self,
-        model: str = "",
-        prompts: Iterable[Prompt] = (),
-        *,
-        id: str = "",
-        headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
-        priority: int = 0,
-        fairness_id: str = "default-flow",
-        size_bytes: int = 0,
-        max_output_tokens: int | None = None,
-    ) -> None:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-        self.model = model
-        self.prompts = tuple(prompts)
-        self.id = id
-        self.headers = tuple((name.lower(), value) for name, value in pairs)
-        self.priority = priority
-        self._core = _core.SchedulerRequest(
-            id,
-            model,
-            fairness_id,
-            priority,
-            size_bytes,
-            max_output_tokens,
-            pairs,
-            [p._core for p in self.prompts],
-        )
-
-    def header(self, name: str) -> str | None:
-        """The first header of that name."""
-        name = name.lower()
-        return next((value for key, value in self.headers if key == name), None)
-
-    def __repr__(self) -> str:
-        return f"Request(id={self.id!r}, model={self.model!r}, prompts={list(self.prompts)})"
-
-
-# --- Plugins written in Python ---
-
-Positions = npt.NDArray[np.uint32]
-Floats = npt.NDArray[np.float64]
-
-
-class Scorer(Protocol):
-    """Says how good each candidate is."""
-
-    def score(self, context: Context, candidates: Positions, scores: Floats) -> Any:
-        """Fills `scores` (all NaN: no opinion), or returns as many numbers; the profile clamps them to 0..1."""
-
-
-class Filter(Protocol):
-    """Says which candidates must not serve the request. An attribute ``reason`` says why, for explanations."""
-
-    def filter(self, context: Context, candidates: Positions) -> Iterable[Any]:
-        """One element for each candidate: true or None keeps it, false or a reason (str) drops it."""
-
-
-class Picker(Protocol):
-    """Chooses among the candidates that are left."""
-
-    def pick(self, context: Context, positions: Positions, scores: Floats, ties: npt.NDArray[np.uint64]) -> Any:
-        """Returns the positions chosen, best first, at least one. `ties` is a random rank, to decide among equals."""
-
-
-class Producer(Protocol):
-    """Computes a datum of each endpoint before the profiles run.
-
-    An attribute ``produces`` says which: PrefixCacheMatchInfo, InFlightLoad, UncachedRequestTokens (structured
-    arrays) or Number (float64, the default).
-    """
-
-    def produce(self, context: Context, values: npt.NDArray[Any]) -> Any:
-        """Fills `values` (one element for each position of the pool), or returns them; False publishes nothing."""
-
-
-_Factory = TypeVar("_Factory", bound=Callable[..., Any])
-
-
-class Registry:
-    """Plugin types by name: all of the library, and those that you register.
-
-    The factory is called with the plugin's ``parameters`` from the configuration as keyword arguments. A plugin that
-    reads data of others has an attribute ``consumes = {"name": (data type, producer)}`` and reads
-    ``context.data("name")``. Any thread may call anything; plugins are called by all threads that decide.
-
-    Examples
-    --------
-    >>> registry = Registry()
-    >>> @registry.register("warm-start-scorer")
-    ... class WarmStart:
-    ...     def __init__(self, rampSeconds=60.0):
-    ...         self.ramp = rampSeconds
-    ...     def score(self, context, candidates, scores):
-    ...         scores[:] = np.minimum(1, context.attribute("uptime_seconds") / self.ramp)
-    >>> warm_start = {"type": "warm-start-scorer", "parameters": {"rampSeconds": 10}}
-    >>> scheduler = Scheduler(make_config([warm_start]), registry=registry)
-    >>> pool = EndpointPool()
-    >>> old, new = pool.add("old", "h", 1), pool.add("new", "h", 2)
-    >>> pool.set_attribute(old, "uptime_seconds", 60.0); pool.set_attribute(new, "uptime_seconds", 1.0)
-    >>> scheduler.schedule(Request(), pool, seed=1).target.name
-    'old'
-    """
-
-    def __init__(self) -> None:
-        self._core = _core.Registry()
-
-    @overload
-    def register(self, type_name: str, *, experimental: bool = ...) -> Callable[[_Factory], _Factory]: ...
-    @overload
-    def register(self, type_name: str, factory: _Factory, *, experimental: bool = ...) -> _Factory: ...
-    def register(
-        self, type_name: str, factory: _Factory | None = None, *, experimental: bool = False
-    ) -> _Factory | Callable[[_Factory], _Factory]:
-        """Registers a class or function under a type name; without a factory it is a decorator.
-
-        Raises
-        ------
-        AlreadyExistsError
-            For a known name.
-        """
-
-        def add(made: _Factory) -> _Factory:
-            self._core.register(type_name, made, experimental)
-            return made
-
-        return add if factory is None else add(factory)
-
-    def types(self) -> list[str]:
-        """All names."""
-        return list(self._core.types())
-
-
-registry = Registry()
-"""What a `Scheduler` uses that is given no other."""
-
-
-@dataclass(frozen=True)
-class PluginCost:
-    """What a plugin written in Python took: `seconds` in all, `gil_seconds` of that waiting for the GIL."""
-
-    calls: int
-    errors: int
-    seconds: float
-    gil_seconds: float
-
-
-def _costs(tuples: Iterable[tuple[str, int, int, float, float]]) -> dict[str, PluginCost]:
-    return {name: PluginCost(*rest) for name, *rest in tuples}  # type: ignore[arg-type]
-
-
-# --- Decisions ---
-
-
-@dataclass(frozen=True)
-class ProfileResult:
-    """What one profile chose. `state` is pending, skipped, failed or done; `port` 0 means the targets' own ports."""
-
-    state: str
-    targets: tuple[Endpoint, ...]
-    host_ports: str
-    port: int
-    skip_reason: str | None
-
-
-@dataclass(frozen=True)
-class Drop:
-    """A filter's decision against an endpoint."""
-
-    endpoint: Endpoint
-    filter: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ProfileExplanation:
-    """How a profile came to its result.
-
-    Attributes
-    ----------
-    scorers
-        Names and weights.
-    endpoints
-        Those that passed the filters.
-    raw, weighted
-        Float64, shape (scorers, endpoints): as the scorer gave it (NaN: no opinion); clamped, times the weight.
-    totals
-        Float64, shape (endpoints,): the sum of `weighted`, bit for bit.
-    picked
-        Best first.
-    """
-
-    state: str
-    drops: tuple[Drop, ...]
-    scorers: tuple[tuple[str, float], ...]
-    endpoints: tuple[Endpoint, ...]
-    raw: Floats = field(compare=False)
-    weighted: Floats = field(compare=False)
-    totals: Floats = field(compare=False)
-    tie_seed: int
-    picked: tuple[Endpoint, ...]
-
-    def scores_of(self, scorer: str) -> dict[str, float]:
-        """Raw scores by the endpoint's name, of those that got one.
-
-        Raises
-        ------
-        KeyError
-            When no scorer of that name ran.
-        """
-        names = [name for name, _ in self.scorers]
-        if scorer not in names:
-            raise KeyError(f"no scorer {scorer!r} ran, only {names}")
-        row = self.raw[names.index(scorer)]
-        return {e.name: float(v) for e, v in zip(self.endpoints, row, strict=True) if not np.isnan(v)}
-
-
-@dataclass(frozen=True)
-class Explanation:
-    """Why a decision came out as it did. ``str()`` gives a table for people.
-
-    Attributes
-    ----------
-    profiles
-        By name; those that did not run are empty.
-    refused_by
-        The admitter that turned the request away, or empty.
-    costs
-        Of the plugins written in Python, in this decision.
-    """
-
-    seed: int
-    candidates: int
-    profiles: Mapping[str, ProfileExplanation]
-    refused_by: str
-    costs: Mapping[str, PluginCost] = field(compare=False)
-    _core: Any = field(compare=False, repr=False)
-
-    def __str__(self) -> str:
-        lines = [str(self._core.explanation_text).rstrip("\n")]
-        for name, cost in self.costs.items():
-            lines.append(f"  {name}: {cost.calls} calls in Python, {cost.seconds * 1e6:.1f} us")
-        return "\n".join(lines)
-
-
-class Flight:
-    """A request on its way: what plugins remember of it until its answer has ended.
-
-    Tell it of the answer with `on_response_headers` and `on_response_body`; leaving the ``with`` block, `close` or
-    garbage collection undoes what is left, once.
-    """
-
-    def __init__(self, core: Any) -> None:
-        self._core = core
-
-    @property
-    def headers(self) -> dict[str, str | None]:
-        """Headers to send upstream; None removes one."""
-        return dict(self._core.headers)
-
-    @property
-    def open(self) -> bool:
-        """Whether a plugin still remembers the request."""
-        return bool(self._core.open)
-
-    def on_response_headers(self, *, now: float | None = None) -> dict[str, str | None]:
-        """The headers came; returns what to change in them."""
-        return dict(self._core.on_response_headers(_at(now)))
-
-    def on_response_body(
-        self,
-        *,
-        first: bool = False,
-        last: bool = False,
-        prompt_tokens: int | None = None,
-        completion_tokens: int | None = None,
-        now: float | None = None,
-    ) -> None:
-        """A piece of the body came; after the last one the flight is over."""
-        self._core.on_response_body(_at(now), first, last, prompt_tokens, completion_tokens)
-
-    def close(self) -> None:
-        """The answer ended, or never came. May be called twice."""
-        self._core.close()
-
-    def __enter__(self) -> Flight:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
-class Decision:
-    """The result of scheduling one request."""
-
-    def __init__(self, core: Any) -> None:
-        self._core = core
-        self._explanation: Explanation | None = None
-
-    @property
-    def ok(self) -> bool:
-        """Whether there is a target; else see `message`, `code`, `http_status` and `dropped_reason`."""
-        return bool(self._core.ok)
-
-    @property
-    def message(self) -> str:
-        return str(self._core.message)
-
-    @property
-    def code(self) -> str:
-        """``"OK"``, or why not: ``"UNAVAILABLE"``, ``"RESOURCE_EXHAUSTED"``, ..."""
-        return str(self._core.code)
-
-    @property
-    def http_status(self) -> int:
-        return int(self._core.http_status)
-
-    @property
-    def dropped_reason(self) -> str:
-        """As in the header ``x-llm-d-request-dropped-reason``; empty for none."""
-        return str(self._core.dropped_reason)
-
-    @property
-    def seed(self) -> int:
-        return int(self._core.seed)
-
-    @property
-    def primary(self) -> str | None:
-        """The profile whose targets serve the request."""
-        name: str | None = self._core.primary
-        return name
-
-    @property
-    def targets(self) -> list[Endpoint]:
-        """Of the primary profile, best first."""
-        out: list[Endpoint] = self._core.targets
-        return out
-
-    @property
-    def target(self) -> Endpoint:
-        """The endpoint that serves the request."""
-        self.check()
-        return self.targets[0]
-
-    @property
-    def address(self) -> str:
-        """``"host:port"`` of the target."""
-        self.check()
-        return self.destination.split(",", 1)[0]
-
-    @property
-    def destination(self) -> str:
-        """The value of ``x-gateway-destination-endpoint``: all targets, comma-joined, best first."""
-        return str(self._core.destination)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a proxy sets for this decision; those of the plugins come with `dispatch`."""
-        if not self.ok:
-            reason = self.dropped_reason
-            return {"x-llm-d-request-dropped-reason": reason} if reason else {}
-        return {"x-gateway-destination-endpoint": self.destination}
-
-    @property
-    def scores(self) -> dict[str, float]:
-        """Weighted sums of the primary profile by ``"host:port"``."""
-        return dict(self._core.scores)
-
-    @property
-    def profiles(self) -> dict[str, ProfileResult]:
-        """By name, in the scheduler's order."""
-        return {
-            name: ProfileResult(state, tuple(targets), host_ports, port, skip)
-            for name, state, targets, host_ports, port, skip in self._core.profiles
-        }
-
-    @property
-    def explanation(self) -> Explanation:
-        if self._explanation is None:
-            at = self._core.endpoint
-            profiles = {}
-            for name, state, drops, scorers, positions, raw, weighted, totals, ties, picked in self._core.explained:
-                profiles[name] = ProfileExplanation(
-                    state=state,
-                    drops=tuple(Drop(at(p), filter_name, reason) for p, filter_name, reason in drops),
-                    scorers=tuple(scorers),
-                    endpoints=tuple(at(p) for p in positions),
-                    raw=raw,
-                    weighted=weighted,
-                    totals=totals,
-                    tie_seed=ties,
-                    picked=tuple(at(p) for p in picked),
-                )
-            self._explanation = Explanation(
-                seed=self.seed,
-                candidates=self._core.candidates,
-                profiles=profiles,
-                refused_by=self._core.refused_by,
-                costs=_costs(self._core.costs),
-                _core=self._core,
-            )
-        return self._explanation
-
-    def check(self) -> None:
-        """Raises the error of a request that was turned away.
-
-        Raises
-        ------
-        UnavailableError
-            There is no candidate.
-        ResourceExhaustedError
-            Filters leave none, or the request may be shed and the candidates are saturated.
-        FailedPreconditionError
-            ``Prefer: if-available``, and the target holds nothing of the prompt.
-        PluginError
-            A plugin written in Python failed.
-        """
-        if self._core.ok:
-            return
-        try:
-            plugin = self._core.failed_plugin
-            if plugin is None:
-                self._core.check()
-            cause = self._core.exception
-            if cause is not None and not isinstance(cause, Exception):
-                raise cause  # KeyboardInterrupt and its like are not a plugin's failure
-            raise PluginError(self.message, plugin) from cause
-        except Exception as error:
-            error.decision = self  # type: ignore[attr-defined]
-            raise
-
-    def dispatch(self) -> Flight:
-        """The decision is carried out: plugins record it. Once for each decision.
-
-        Raises
-        ------
-        FailedPreconditionError
-            It was dispatched before, has no target, or 64 later decisions wait for their dispatch.
-        """
-        return Flight(self._core.dispatch(True))
-
-    def __repr__(self) -> str:
-        if not self.ok:
-            return f"Decision({self.code}: {self.message})"
-        return f"Decision({self.primary}: {self.destination})"
-
-
-# --- Schedulers ---
 
 
 @dataclass(frozen=True)
@@ -827,9 +101,7 @@ def parse_config(text: str, *, source: str = "config", allow_experimental: bool 
     """
     warnings: list[str] = []
     plugins, profiles, printed = _core.parse_config(text, source, allow_experimental, warnings)
-    return Config(
-        tuple(plugins), {name: tuple(refs) for name, refs in profiles}, tuple(warnings), printed
-    )
+    return Config(tuple(plugins), {name: tuple(refs) for name, refs in profiles}, tuple(warnings), printed)
 
 
 def make_config(
@@ -858,8 +130,7 @@ def make_config(
     document["plugins"] = [{"type": p} if isinstance(p, str) else dict(p) for p in plugins]
     if profiles is not None:
         document["schedulingProfiles"] = [
-            {"name": name, "plugins": [_reference(refs, plugin) for plugin in refs]}
-            for name, refs in profiles.items()
+            {"name": name, "plugins": [_reference(refs, plugin) for plugin in refs]} for name, refs in profiles.items()
         ]
     return json.dumps(document | fields)
 
@@ -920,7 +191,7 @@ class Scheduler:
             source,
             allow_experimental,
             registry or globals()["registry"],
-            [_core_index(exact), _core_index(approximate)],
+            [_core_of(exact), _core_of(approximate)],
             None if replaces is None else replaces._core.states,
         )
 
@@ -934,9 +205,7 @@ class Scheduler:
         states: Any,
     ) -> None:
         warnings: list[str] = []
-        self._core = _core.Scheduler(
-            str(config), source, allow_experimental, registry._core, indexes, states, warnings
-        )
+        self._core = _core.Scheduler(str(config), source, allow_experimental, registry._core, indexes, states, warnings)
         self.warnings = tuple(warnings)
         self._plan = self._core.plan
 
@@ -958,7 +227,7 @@ class Scheduler:
 
     def costs(self) -> dict[str, PluginCost]:
         """Of the plugins written in Python, over all decisions."""
-        return _costs(self._core.costs())
+        return costs_of(self._core.costs())
 
     def prompt(
         self,
@@ -972,7 +241,9 @@ class Scheduler:
     ) -> Prompt:
         """A prompt with the key chains that the configured prefix producers want; see `request`."""
         return Prompt._of(
-            _core.SchedulerPrompt.hashed(self._plan, model, lora, cache_salt, engine_block_size, tokens, _items(items))
+            _core.SchedulerPrompt.hashed(
+                self._plan, model, lora, cache_salt, engine_block_size, tokens, item_tuples(items)
+            )
         )
 
     def request(
@@ -1067,8 +338,8 @@ class Scheduler:
         return f"Scheduler(profiles={self.profiles})"
 
 
-def _core_index(index: Any) -> Any:
-    return getattr(index, "_core", index)
+def _core_of(index: PrefixIndex | ApproxIndex | None) -> Any:
+    return None if index is None else index._core
 
 
 __all__ = [

@@ -241,9 +241,7 @@ def picks_in_order(names: Sequence[str]) -> Matcher:
 
 def picks_for(profile: str, name: str) -> Matcher:
     """The first target of a profile; "" when it was skipped or found none."""
-    return Matcher(
-        f"picks {name!r} in profile {profile}", lambda o: (o.targets_of(profile) or [""])[0] == name
-    )
+    return Matcher(f"picks {name!r} in profile {profile}", lambda o: (o.targets_of(profile) or [""])[0] == name)
 
 
 def scores(scorer: str, expected: Mapping[str, float], profile: str | None = None) -> Matcher:
@@ -268,9 +266,7 @@ def drops(endpoint: str, filter: str, reason: str | None = None) -> Matcher:
 
 def sends_header(name: str, value: str | None) -> Matcher:
     """A header that goes upstream; None: it is removed."""
-    return Matcher(
-        f"sends {name}: {value}", lambda o: name in o.headers and o.headers[name] == value
-    )
+    return Matcher(f"sends {name}: {value}", lambda o: name in o.headers and o.headers[name] == value)
 
 
 def refuses(code: str, reason: str = "") -> Matcher:
@@ -343,9 +339,7 @@ class EndpointSetup:
             self._holders[tier] = bed._new_holder()
             bed.pool.bind_holder(self._holders[tier], handle, source=EXACT, tier=tier)
         bed._exact.store(self._holders[tier][0], bed._keys.full(text, tokens, EXACT_BLOCK_TOKENS))
-        bed._approximate.store(
-            self._holders["(approximate)"][0], bed._keys.all(text, tokens, APPROXIMATE_BLOCK_TOKENS)
-        )
+        bed._approximate.store(self._holders["(approximate)"][0], bed._keys.all(text, tokens, APPROXIMATE_BLOCK_TOKENS))
         return self
 
     def in_flight(self, requests: int, tokens: int = 0) -> EndpointSetup:
@@ -446,9 +440,7 @@ class TestBed:
 
     def _make(self, config: str | Config) -> Scheduler:
         scheduler = Scheduler.__new__(Scheduler)
-        scheduler._init(
-            config, "test", True, self.registry, [self._exact, self._approximate], self._states
-        )
+        scheduler._init(config, "test", True, self.registry, [self._exact, self._approximate], self._states)
         return scheduler
 
     def _run(

@@ -9,7 +9,15 @@ import pickle
 import sys
 import types
 
-MODULES = ("vllm", "vllm.utils", "vllm.utils.hashing", "vllm.v1", "vllm.v1.core", "vllm.v1.core.kv_cache_utils", "vllm.v1.engine")
+MODULES = (
+    "vllm",
+    "vllm.utils",
+    "vllm.utils.hashing",
+    "vllm.v1",
+    "vllm.v1.core",
+    "vllm.v1.core.kv_cache_utils",
+    "vllm.v1.engine",
+)
 
 
 def cbor(value):
@@ -52,7 +60,9 @@ def make(*, wrong=(), old_request=False):
     modules = {name: types.ModuleType(name) for name in MODULES}
     for name in ("vllm", "vllm.utils", "vllm.v1", "vllm.v1.core"):
         modules[name].__path__ = []
-    hashing, utils, engine = (modules[n] for n in ("vllm.utils.hashing", "vllm.v1.core.kv_cache_utils", "vllm.v1.engine"))
+    hashing, utils, engine = (
+        modules[n] for n in ("vllm.utils.hashing", "vllm.v1.core.kv_cache_utils", "vllm.v1.engine")
+    )
     functions = {"sha256": sha256, "sha256_cbor": sha256_cbor, "xxhash": xxhash}
     for name, function in functions.items():
         # Functions of their own for each module, as after a reload.

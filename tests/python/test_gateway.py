@@ -3,10 +3,9 @@
 import json
 import struct
 
+import llmd
 import numpy as np
 import pytest
-
-import llmd
 from llmd import gateway, sched
 
 # --- Requests ---
@@ -57,7 +56,9 @@ def test_limits_of_bodies():
 def test_usage_of_streams():
     reader = gateway.UsageReader(event_stream=True)
     assert reader.usage is None
-    text = b'data: {"choices": []}\n\ndata: {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}\n\n'
+    text = (
+        b'data: {"choices": []}\n\ndata: {"usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}\n\n'
+    )
     for i in range(0, len(text), 7):
         reader.append(text[i : i + 7])
     reader.finish()
@@ -154,7 +155,9 @@ def test_metrics_pages():
 def test_endpoints_files():
     pool = sched.EndpointPool()
     first = gateway.EndpointsFile(
-        "endpoints:\n- {name: a, address: 127.0.0.1, port: 8001, labels: {x: y}}\n- {name: b, address: 127.0.0.1, port: 0}\n"
+        "endpoints:\n"
+        "- {name: a, address: 127.0.0.1, port: 8001, labels: {x: y}}\n"
+        "- {name: b, address: 127.0.0.1, port: 0}\n"
     )
     assert first.endpoints == [
         {"name": "a", "namespace": "default", "address": "127.0.0.1", "port": 8001, "labels": {"x": "y"}}
@@ -222,7 +225,12 @@ def body_message(body, end=True, number=4):
     return field(number, field(1, body) + (field(2, 1) if end else b""))
 
 
-REQUEST_HEADERS = {":method": "POST", ":path": "/v1/completions", "content-type": "application/json", "x-request-id": "r1"}
+REQUEST_HEADERS = {
+    ":method": "POST",
+    ":path": "/v1/completions",
+    "content-type": "application/json",
+    "x-request-id": "r1",
+}
 
 
 def drain(stream):
@@ -250,7 +258,9 @@ def test_protocol_decides():
     flight = decision.dispatch()
     stream.decide_with(decision, {**flight.headers, "x-extra": "1", "x-gone": None}, now=3)
     answers = drain(stream)
-    assert b"x-gateway-destination-endpoint" in answers[0] and b"10.0.0.1:8000" in answers[0] and b"x-gone" in answers[0]
+    assert (
+        b"x-gateway-destination-endpoint" in answers[0] and b"10.0.0.1:8000" in answers[0] and b"x-gone" in answers[0]
+    )
     assert {number for answer in answers for number, _ in fields(answer)} & {1, 3}
     assert stream.facts is None and not stream.finished
     with pytest.raises(llmd.FailedPreconditionError):

@@ -13,6 +13,11 @@ import llmd
 
 MODULES = [
     "llmd",
+    "llmd._decision",
+    "llmd._ext_proc",
+    "llmd._openai",
+    "llmd._plugins",
+    "llmd._pool",
     "llmd.errors",
     "llmd.events",
     "llmd.gateway",
@@ -25,7 +30,14 @@ MODULES = [
     "llmd.vllm.hashing",
     "llmd.worker",
 ]
-WITHOUT_EXAMPLES = {"llmd.errors", "llmd.vllm", "llmd.vllm.events", "llmd.vllm.hashing"}  # or only for an engine
+WITHOUT_EXAMPLES = {  # or with those that need an engine
+    "llmd._decision",
+    "llmd._ext_proc",
+    "llmd.errors",
+    "llmd.vllm",
+    "llmd.vllm.events",
+    "llmd.vllm.hashing",
+}
 
 
 @pytest.mark.parametrize("name", MODULES)

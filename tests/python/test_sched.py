@@ -4,10 +4,9 @@ import gc
 import threading
 import weakref
 
+import llmd
 import numpy as np
 import pytest
-
-import llmd
 from llmd import index, sched
 
 
@@ -43,7 +42,9 @@ def test_pool_keeps_what_was_set_and_unknown_is_not_zero():
     assert len(pool) == 0 and pool.find(handle) is None
 
 
-@pytest.mark.parametrize("arguments, message", [(("", "h", 1), "name"), (("a", "", 1), "address"), (("a", "h", 0), "port is 0")])
+@pytest.mark.parametrize(
+    "arguments, message", [(("", "h", 1), "name"), (("a", "", 1), "address"), (("a", "h", 0), "port is 0")]
+)
 def test_pool_refuses_bad_endpoints(arguments, message):
     with pytest.raises(ValueError, match=message):
         sched.EndpointPool().add(*arguments)
@@ -98,13 +99,19 @@ def test_refusals_carry_their_decision():
     with pytest.raises(llmd.UnavailableError) as refused:
         scheduler.schedule(sched.Request(), sched.EndpointPool())
     decision = refused.value.decision
-    assert (decision.code, decision.http_status, decision.dropped_reason) == ("UNAVAILABLE", 503, "rejected-no-endpoints")
+    assert (decision.code, decision.http_status, decision.dropped_reason) == (
+        "UNAVAILABLE",
+        503,
+        "rejected-no-endpoints",
+    )
     assert decision.headers == {"x-llm-d-request-dropped-reason": "rejected-no-endpoints"} and decision.targets == []
     pool = sched.EndpointPool()
     pool.add("p", "h", 1, labels={"llm-d.ai/role": "prefill"})
     decision = scheduler.schedule(sched.Request(), pool, check=False)
     assert not decision.ok and decision.code == "RESOURCE_EXHAUSTED"
-    assert [(d.endpoint.name, d.filter) for d in decision.explanation.profiles["default"].drops] == [("p", "decode-filter")]
+    assert [(d.endpoint.name, d.filter) for d in decision.explanation.profiles["default"].drops] == [
+        ("p", "decode-filter")
+    ]
     with pytest.raises(llmd.FailedPreconditionError):
         decision.dispatch()
 
@@ -207,7 +214,9 @@ def test_holders_follow_the_index():
     chain = request.prompts[0].chains[sched.EXACT]
 
     def score(name):
-        cache.store(cache.find_holder("10.0.0.2:8000"), chain.namespace, engine_keys=chain.keys, content_keys=chain.keys)
+        cache.store(
+            cache.find_holder("10.0.0.2:8000"), chain.namespace, engine_keys=chain.keys, content_keys=chain.keys
+        )
         return scheduler.schedule(request, pool).explanation.profiles["default"].scores_of("prefix-cache-scorer")[name]
 
     assert score("w1") == 1.0
@@ -295,8 +304,13 @@ def test_scorer_may_return_its_scores_and_sees_arrays():
     class Arrays:
         def score(self, context, candidates, scores):
             seen.update(
-                candidates=candidates.tolist(), waiting=context.waiting, kv=context.kv_usage,
-                missing=context.attribute("none"), now=context.now, size=context.pool_size, request=context.request,
+                candidates=candidates.tolist(),
+                waiting=context.waiting,
+                kv=context.kv_usage,
+                missing=context.attribute("none"),
+                now=context.now,
+                size=context.pool_size,
+                request=context.request,
                 kept=scores,
             )
             return [0.5] * len(candidates)
@@ -377,7 +391,9 @@ def test_producer_feeds_a_native_scorer_and_another_plugin():
     decision = scheduler.schedule(sched.Request(), pool_of(0, 0, 0))
     explained = decision.explanation.profiles["default"]
     assert decision.target.name == "w2"
-    assert explained.scores_of("reader") == explained.scores_of("prefix-cache-scorer") == {"w0": 0, "w1": 0.1, "w2": 0.2}
+    assert (
+        explained.scores_of("reader") == explained.scores_of("prefix-cache-scorer") == {"w0": 0, "w1": 0.1, "w2": 0.2}
+    )
 
 
 def test_exceptions_become_the_error_of_the_decision():
@@ -472,7 +488,9 @@ def test_context_is_void_after_the_call():
 
 
 def test_plugins_that_cannot_be_made():
-    registry = registry_with(longest=Longest, nothing=object, reads=type("R", (), {"consumes": {"a": ("Nope", "x")}, "score": print}))
+    registry = registry_with(
+        longest=Longest, nothing=object, reads=type("R", (), {"consumes": {"a": ("Nope", "x")}, "score": print})
+    )
     with pytest.raises(ValueError, match=r'line 1: plugins\[0\].*plugin "longest": TypeError.*unknown'):
         scheduler_of({"type": "longest", "parameters": {"unknown": 1}}, registry=registry)
     with pytest.raises(ValueError, match="none of the methods"):

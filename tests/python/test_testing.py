@@ -1,7 +1,6 @@
 """The test bed itself."""
 
 import pytest
-
 from llmd import sched
 from llmd.testing import (
     TestBed,

@@ -4,9 +4,8 @@ import importlib.metadata
 import logging
 import sys
 
-import pytest
-
 import fake_vllm
+import pytest
 from llmd.vllm import hashing, register
 
 

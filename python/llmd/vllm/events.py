@@ -31,8 +31,16 @@ import zmq
 import zmq.asyncio
 import zmq.utils.monitor
 
-from llmd.events import Action, Batch, PublisherStream, StreamCounters, decode, parse_live_message
-from llmd.events import parse_replay_message, replay_request
+from llmd.events import (
+    Action,
+    Batch,
+    PublisherStream,
+    StreamCounters,
+    decode,
+    parse_live_message,
+    parse_replay_message,
+    replay_request,
+)
 from llmd.index import KvEventIngestor
 
 _PER_TURN = 1000  # messages of a socket, before the others get their turn

@@ -301,7 +301,7 @@ class Decision:
         FailedPreconditionError
             It was dispatched before, has no target, or 64 later decisions wait for their dispatch.
         """
-        return Flight(self._core.dispatch(True))
+        return Flight(self._core.dispatch())
 
     def __repr__(self) -> str:
         if not self.ok:

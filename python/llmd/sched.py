@@ -339,7 +339,7 @@ class Scheduler:
 
 
 def _core_of(index: PrefixIndex | ApproxIndex | None) -> Any:
-    return None if index is None else index._core
+    return getattr(index, "_core", index)
 
 
 __all__ = [

@@ -196,7 +196,7 @@ std::shared_ptr<DecisionObject> Schedule(const std::shared_ptr<SchedulerObject>&
   return made;
 }
 
-std::shared_ptr<FlightObject> Dispatch(DecisionObject& decision, bool undo_on_failure) {
+std::shared_ptr<FlightObject> Dispatch(DecisionObject& decision) {
   if (!decision.status.ok())
     ThrowStatus(absl::FailedPreconditionError("the decision has no endpoint to dispatch to"));
   auto flight = std::make_shared<FlightObject>();
@@ -213,7 +213,7 @@ std::shared_ptr<FlightObject> Dispatch(DecisionObject& decision, bool undo_on_fa
       status =
           decision.scheduler->get().RunPreRequest(decision.Input(), *workspace, decision.decision, dispatch);
       decision.scheduler->Release(std::move(workspace));
-      if (status.ok() || !undo_on_failure) flight->Start(std::move(dispatch));
+      if (status.ok()) flight->Start(std::move(dispatch));  // else what plugins did is undone here
     }
   }
   Check(status);

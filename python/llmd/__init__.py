@@ -1,0 +1,34 @@
+"""Core of KV-cache-aware LLM serving: block hashes, KV events, prefix index, scheduler, block pool.
+
+The modules follow the C++ components of the same names. No function does I/O or starts a thread, and time is an
+argument; the GIL is released while the library works.
+
+>>> import llmd.hash
+>>> llmd.hash.VllmHasher(block_size=4).hash_blocks([1, 2, 3, 4])[0].hex()[:16]
+'...'
+"""
+
+from llmd import _core, errors
+from llmd.errors import (
+    AlreadyExistsError,
+    DataLossError,
+    Error,
+    FailedPreconditionError,
+    NotFoundError,
+    ResourceExhaustedError,
+    UnavailableError,
+)
+
+__version__: str = _core.__version__
+
+__all__ = [
+    "AlreadyExistsError",
+    "DataLossError",
+    "Error",
+    "FailedPreconditionError",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "UnavailableError",
+    "__version__",
+    "errors",
+]

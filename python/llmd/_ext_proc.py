@@ -1,0 +1,287 @@
+"""The endpoint-picker protocol on bytes; public through `llmd.gateway`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Union
+
+from llmd import _core
+from llmd._decision import Decision
+from llmd._openai import OpenAIRequest, Usage, request_of, usage_of
+from llmd._pool import _at
+
+Headers = Union[Mapping[str, str], Iterable[tuple[str, str]]]
+Event = Literal[
+    "none", "needs_decision", "request_refused", "response_headers", "response_body", "response_end", "failed"
+]
+"""What `ExtProcStream.receive` tells."""
+BodyMode = Literal["none", "streamed", "buffered", "buffered_partial", "full_duplex"]
+
+
+def pairs_of(headers: Headers) -> list[tuple[str, str]]:
+    return list(headers.items() if isinstance(headers, Mapping) else headers)
+
+
+@dataclass(frozen=True)
+class ExtProcOptions:
+    """As ``llmd::gateway::ExtProcOptions``; see the header for what each means. Sizes are in bytes."""
+
+    max_body_bytes: int = 64 << 20
+    max_response_body_bytes: int = 64 << 20
+    max_headers: int = 512
+    max_header_bytes: int = 256 << 10
+    max_subset_entries: int = 8192
+    chunk_bytes: int = 62000
+    single_destination: bool = False
+    refuse_unknown_paths: bool = False
+    require_model: bool = True
+    strip_client_headers: bool = True
+    resend_headers: bool = False
+    mark_responses: bool = True
+    report_served_endpoint: bool = False
+    skip_response: bool = False
+    assumed_request_body_mode: BodyMode = "full_duplex"
+    assumed_response_body_mode: BodyMode = "full_duplex"
+    override_request_body_mode: BodyMode | None = None
+    override_response_body_mode: BodyMode | None = None
+
+
+@dataclass(frozen=True)
+class RequestFacts:
+    """What is known when a decision is due."""
+
+    headers: dict[str, str]
+    request_id: str
+    method: str
+    path: str
+    api: str
+    openai: OpenAIRequest
+    body: bytes
+    bodyless: bool
+    headers_only: bool
+    truncated: bool
+    incoming_model: str
+    target_model: str
+    can_rewrite_model: bool
+    objective: str
+    fairness_id: str
+    subset: list[str] | None
+    received: float | None
+    complete: float | None
+
+
+@dataclass(frozen=True)
+class ResponseFacts:
+    """What is known of the response so far."""
+
+    headers: dict[str, str]
+    status: int
+    streaming: bool
+    ended: bool
+    served_endpoint: str
+    body_bytes: int
+    chunks: int
+    usage: Usage | None
+    started: float | None
+    first_byte: float | None
+    last_byte: float | None
+
+
+@dataclass(frozen=True)
+class Completion:
+    """How it went: natural, client_disconnect, evicted or error; `refused_with` is the status of our own answer."""
+
+    cause: str
+    routed: bool
+    refused_with: int
+    error: str
+
+
+class ExtProcStream:
+    """One HTTP request in Envoy's external-processing protocol: serialized ProcessingRequests in, ProcessingResponses
+    out. The gRPC stream is the host's.
+
+    Parameters
+    ----------
+    options
+        Limits and behaviour.
+    seed
+        Of the request ids that are made here.
+
+    Examples
+    --------
+    A host's loop::
+
+        stream = ExtProcStream()
+        async for message in grpc_stream:
+            if stream.receive(message) == "needs_decision":
+                stream.decide_with(schedule(stream.facts))
+            while (answer := stream.next()) is not None:
+                await grpc_stream.write(answer)
+            if stream.finished:
+                break
+        stream.close()
+    """
+
+    def __init__(self, options: ExtProcOptions | None = None, *, seed: int = 0) -> None:
+        self._core = _core.ExtProcStream(vars(options or ExtProcOptions()), seed)
+
+    def receive(self, message: bytes, *, now: float | None = None) -> Event:
+        """Takes a serialized ProcessingRequest."""
+        event: Event = self._core.receive(message, _at(now))
+        return event
+
+    def next(self) -> bytes | None:
+        """The next serialized ProcessingResponse, or None."""
+        answer: bytes | None = self._core.next()
+        return answer
+
+    @property
+    def facts(self) -> RequestFacts | None:
+        """While a decision is due."""
+        parts = self._core.facts
+        if parts is None:
+            return None
+        parts["openai"] = request_of(parts["openai"])
+        return RequestFacts(**parts)
+
+    @property
+    def response(self) -> ResponseFacts:
+        parts = self._core.response
+        parts["usage"] = usage_of(parts["usage"])
+        return ResponseFacts(**parts)
+
+    def decide(
+        self,
+        destinations: Sequence[str],
+        *,
+        set_headers: Headers = (),
+        remove_headers: Sequence[str] = (),
+        metadata: Iterable[tuple[str, str, str | Mapping[str, float]]] = (),
+        scores: Mapping[str, float] | None = None,
+        model: str | None = None,
+        now: float | None = None,
+    ) -> None:
+        """While a decision is due: where the request goes.
+
+        Parameters
+        ----------
+        destinations
+            ``"ip:port"``, best first.
+        metadata
+            (filter namespace, key, text or numbers by name), for the data plane's filters.
+        scores
+            Sent along under x-gateway-destination-endpoint-scores.
+        model
+            For the model server; what the client asked for unless given.
+
+        Raises
+        ------
+        ValueError
+            The result cannot be sent; nothing has changed.
+        FailedPreconditionError
+            No decision is due.
+        """
+        entries = [(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata]
+        self._core.decide(
+            _at(now),
+            list(destinations),
+            pairs_of(set_headers),
+            list(remove_headers),
+            entries,
+            list((scores or {}).items()),
+            model,
+        )
+
+    def decide_with(
+        self, decision: Decision, headers: Mapping[str, str | None] | None = None, *, now: float | None = None
+    ) -> None:
+        """As `decide`, from a scheduler's decision and the headers of its flight; or refuses with its error."""
+        if not decision.ok:
+            self.refuse(decision.http_status, decision.message, reason=decision.dropped_reason, now=now)
+            return
+        edits = dict(headers or {})
+        self.decide(
+            decision.destination.split(","),
+            set_headers={k: v for k, v in edits.items() if v is not None},
+            remove_headers=[k for k, v in edits.items() if v is None],
+            now=now,
+        )
+
+    def refuse(
+        self,
+        http_status: int,
+        message: str = "",
+        *,
+        reason: str = "",
+        headers: Headers = (),
+        now: float | None = None,
+    ) -> None:
+        """While a decision is due: answers the client. `reason` as in ``x-llm-d-request-dropped-reason``."""
+        self._core.refuse(_at(now), http_status, message, reason, pairs_of(headers))
+
+    def evict(self, reason: str, *, now: float | None = None) -> None:
+        """Ends a decided request that is still being served."""
+        self._core.evict(_at(now), reason)
+
+    def fail(self, message: str, *, now: float | None = None) -> None:
+        """Ends the stream with an error, so that the data plane's failure mode decides."""
+        self._core.fail(_at(now), message)
+
+    def close(self, *, cancelled: bool = False, now: float | None = None) -> None:
+        """The data plane ended the stream."""
+        self._core.close(_at(now), cancelled)
+
+    def edit_response_headers(self, set: Headers = (), remove: Sequence[str] = ()) -> None:
+        """Before the answer to the response headers is taken."""
+        self._core.edit_response_headers(pairs_of(set), list(remove))
+
+    def add_response_metadata(self, metadata: Iterable[tuple[str, str, str | Mapping[str, float]]]) -> None:
+        """Before the last answer of the response is taken."""
+        self._core.add_response_metadata([(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata])
+
+    def take_completion(self) -> Completion | None:
+        """Once for each stream, after its end."""
+        parts = self._core.take_completion()
+        return None if parts is None else Completion(*parts)
+
+    @property
+    def needs_decision(self) -> bool:
+        return bool(self._core.needs_decision)
+
+    @property
+    def finished(self) -> bool:
+        """Nothing more is to be read; end the gRPC stream with `status` when `next` gives None."""
+        return bool(self._core.finished)
+
+    @property
+    def status(self) -> tuple[int, str]:
+        """gRPC code and message."""
+        code, message = self._core.status
+        return int(code), str(message)
+
+    @property
+    def request_body_mode(self) -> str:
+        return str(self._core.request_body_mode)
+
+    @property
+    def response_body_mode(self) -> str:
+        return str(self._core.response_body_mode)
+
+    @property
+    def ignored_messages(self) -> int:
+        return int(self._core.ignored_messages)
+
+    @property
+    def held_bytes(self) -> int:
+        return int(self._core.held_bytes)
+
+
+__all__ = [
+    "Completion",
+    "ExtProcOptions",
+    "ExtProcStream",
+    "RequestFacts",
+    "ResponseFacts",
+]

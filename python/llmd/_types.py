@@ -1,0 +1,50 @@
+"""Types of arguments and results that several modules share."""
+
+from __future__ import annotations
+
+import array
+from typing import Any, NamedTuple, TypeAlias, Union
+
+import numpy as np
+import numpy.typing as npt
+
+UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+UInt32Array: TypeAlias = npt.NDArray[np.uint32]
+
+# Token ids: a contiguous buffer of int32 or uint32 (read in place), int64 or uint64 (one conversion pass), or a list.
+TokensLike: TypeAlias = Union[npt.NDArray[Any], "array.array[int]", memoryview, list[int], tuple[int, ...]]
+# 64-bit keys: a contiguous buffer of uint64 or int64 (read in place), or a list.
+KeysLike: TypeAlias = Union[npt.NDArray[Any], "array.array[int]", memoryview, list[int], tuple[int, ...]]
+BytesLike: TypeAlias = Union[bytes, bytearray, memoryview]
+
+
+class MemoryCause(NamedTuple):
+    """Bytes of a container by cause. `dead` waits for compaction, `free` is kept for reuse."""
+
+    name: str
+    live_bytes: int
+    dead_bytes: int
+    free_bytes: int
+
+
+class MemoryUsage(NamedTuple):
+    """What a bounded container holds, in bytes. The budget is 0 when it is unlimited."""
+
+    budget_bytes: int
+    causes: tuple[MemoryCause, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """All that the container has taken from the system."""
+        return sum(cause.live_bytes + cause.dead_bytes + cause.free_bytes for cause in self.causes)
+
+
+def memory_usage(values: tuple[int, tuple[tuple[str, int, int, int], ...]]) -> MemoryUsage:
+    return MemoryUsage(values[0], tuple(MemoryCause(*cause) for cause in values[1]))
+
+
+def core_of(wrapper: Any, name: str, wanted: type) -> Any:
+    """The extension's object inside one of our own; TypeError, with the argument's name, for anything else."""
+    if not isinstance(wrapper, wanted):
+        raise TypeError(f"{name} is of type {type(wrapper).__name__}, wanted {wanted.__name__}")
+    return wrapper._core  # type: ignore[attr-defined]

@@ -1,0 +1,48 @@
+"""Exceptions of the package.
+
+Wrong arguments raise ``ValueError`` (a value out of range) or ``TypeError`` (a value of the wrong kind), and something
+that is not there raises `NotFoundError`, a ``KeyError``. Everything else is a subclass of `Error`. The message names
+the field, the value and the limit.
+"""
+
+
+class Error(RuntimeError):
+    """Base of what can go wrong although the arguments are right."""
+
+
+class AlreadyExistsError(Error):
+    """The name is taken."""
+
+
+class FailedPreconditionError(Error):
+    """Not possible in the present state, or with this version of a format."""
+
+
+class ResourceExhaustedError(Error):
+    """A limit or a budget is used up."""
+
+
+class UnavailableError(Error):
+    """Not possible now; may be later."""
+
+
+class DataLossError(Error):
+    """The data are damaged or truncated."""
+
+
+class NotFoundError(KeyError):
+    """There is no such thing. The text is the message, without the quotes that ``KeyError`` puts around it."""
+
+    def __str__(self) -> str:
+        return str(self.args[0]) if self.args else ""
+
+
+__all__ = [
+    "AlreadyExistsError",
+    "DataLossError",
+    "Error",
+    "FailedPreconditionError",
+    "NotFoundError",
+    "ResourceExhaustedError",
+    "UnavailableError",
+]

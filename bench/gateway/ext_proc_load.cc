@@ -53,6 +53,7 @@ struct ExtProcLoad::Impl {
     int pending = 0;
     Phase phase = Phase::kRequest;
     bool hold = false, writing = false, destination_seen = false, headers_answered = false, refused = false;
+    bool closing = false;  // nothing more will be written
     bool finishing = false, finished = false;
     std::int64_t last_sent_ns = 0;
     grpc::ByteBuffer answer;
@@ -114,6 +115,14 @@ struct ExtProcLoad::Impl {
     WriteNext(call);
   }
 
+  // An answer may be here before the completion of the write that it answers.
+  void CloseWhenWritten(Call* call) {
+    if (!call->closing || call->writing) return;
+    call->closing = false;
+    ++call->pending;
+    call->stream->WritesDone(&call->tags[kWritesDone]);
+  }
+
   void Fail(Call* call, std::string why) {
     if (call->error.empty()) call->error = std::move(why);
     call->context.TryCancel();
@@ -165,8 +174,8 @@ struct ExtProcLoad::Impl {
         if (call->answered_bytes != requests->response_body_bytes())
           return Fail(call, "the response came back in another size");
         call->phase = Phase::kEnd;
-        ++call->pending;
-        call->stream->WritesDone(&call->tags[kWritesDone]);
+        call->closing = true;
+        CloseWhenWritten(call);
         return;
       }
       case ProcessingResponse::kImmediateResponse:
@@ -200,6 +209,7 @@ struct ExtProcLoad::Impl {
       case kWrite:
         call->writing = false;
         if (ok) WriteNext(call);
+        if (ok) CloseWhenWritten(call);
         break;
       case kWritesDone:
         break;

@@ -145,7 +145,7 @@ TEST_F(EndpointsFileWatcherTest, ARemovedFileLeavesTheEndpointsUntilItIsBack) {
   EXPECT_THAT(Names(), ElementsAre("a"));
   Write(path_, FileOf({"b"}));
   EXPECT_THAT(Await({"b"}), ElementsAre("b"));
-  EXPECT_TRUE(watcher_->status().ok());
+  EXPECT_TRUE(AwaitThat([&] { return watcher_->status().ok(); }));
 }
 
 TEST_F(EndpointsFileWatcherTest, ABadFileLeavesTheEndpoints) {

@@ -26,7 +26,7 @@ demo: packages
 test: packages
 	cmake --preset dev
 	cmake --build --preset dev
-	ctest --preset dev -j "$$(nproc)" --repeat until-pass:2
+	ctest --preset dev -j "$$(nproc)"
 
 bench: packages
 	cmake --preset release

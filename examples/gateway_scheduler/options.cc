@@ -232,7 +232,6 @@ ParsedOptions ParseOptions(const std::vector<std::string>& arguments) {
   flags.IgnoredSwitch("model-server-metrics-https-insecure-skip-verify", "metrics are read over http");
   flags.Ignored("refresh-prometheus-metrics-interval", "pool metrics are computed when they are read");
   flags.Ignored("pool-api-version", "both versions are understood");
-  flags.Ignored("kv-cache-usage-percentage-metric-legacy", "known names are tried in turn");
   flags.Ignored("destination-endpoint-hint-key", "the names are fixed");
   app.add_option(
          "--destinationEndpointHintMetadataNamespace,--DestinationEndpointHintMetadataNamespace",

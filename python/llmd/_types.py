@@ -9,17 +9,28 @@ import numpy as np
 import numpy.typing as npt
 
 UInt64Array: TypeAlias = npt.NDArray[np.uint64]
+"""Keys."""
 UInt32Array: TypeAlias = npt.NDArray[np.uint32]
+"""Token ids, positions, block numbers."""
 
-# Token ids: a contiguous buffer of int32 or uint32 (read in place), int64 or uint64 (one conversion pass), or a list.
 TokensLike: TypeAlias = Union[npt.NDArray[Any], "array.array[int]", memoryview, list[int], tuple[int, ...]]
-# 64-bit keys: a contiguous buffer of uint64 or int64 (read in place), or a list.
+"""Token ids: a contiguous buffer of int32 or uint32 (read in place), int64 or uint64 (one conversion pass), or a list."""
 KeysLike: TypeAlias = Union[npt.NDArray[Any], "array.array[int]", memoryview, list[int], tuple[int, ...]]
+"""64-bit keys: a contiguous buffer of uint64 or int64 (read in place), or a list."""
 BytesLike: TypeAlias = Union[bytes, bytearray, memoryview]
+"""Bytes, or a contiguous buffer of them."""
 
 
 class MemoryCause(NamedTuple):
-    """Bytes of a container by cause. `dead` waits for compaction, `free` is kept for reuse."""
+    """Bytes of a container by cause.
+
+    Attributes
+    ----------
+    name : str
+        What the memory is for.
+    live_bytes, dead_bytes, free_bytes : int
+        In use; waiting for compaction; kept for reuse.
+    """
 
     name: str
     live_bytes: int
@@ -28,7 +39,15 @@ class MemoryCause(NamedTuple):
 
 
 class MemoryUsage(NamedTuple):
-    """What a bounded container holds, in bytes. The budget is 0 when it is unlimited."""
+    """What a bounded container holds, in bytes.
+
+    Attributes
+    ----------
+    budget_bytes : int
+        0 when it is unlimited.
+    causes : tuple of MemoryCause
+        What `total_bytes` is made of.
+    """
 
     budget_bytes: int
     causes: tuple[MemoryCause, ...]

@@ -4,6 +4,8 @@ An engine publishes one batch per scheduler step: blocks were stored, blocks wer
 `decode` reads every wire form that engines use into one shape, `encode` writes what vLLM's publisher would write, and
 `PublisherStream` says what to do about lost batches and restarts. Nothing here needs a socket.
 
+Examples
+--------
 >>> payload = encode([block_stored([11, 12], tokens=range(8), block_size=4)], timestamp=1.5)
 >>> batch = decode(payload)
 >>> batch.events[0]
@@ -25,9 +27,11 @@ from llmd._core import RawMsgpack
 from llmd._types import BytesLike, UInt32Array, UInt64Array
 
 EventKind: TypeAlias = Literal["BlockStored", "BlockRemoved", "AllBlocksCleared"]
+"""What an event says of its blocks."""
 Schema: TypeAlias = Literal["array6", "array7", "array8", "array9", "array10", "array12", "map", "map_wide"]
-# Text; multimodal identifier and its offset from the block's start; LoRA number; digest of embeddings; anything else.
+"""The generation of vLLM whose wire form is written; see `encode`."""
 ExtraKey: TypeAlias = Union[str, tuple[str, int], int, bytes, RawMsgpack]
+"""Text; multimodal identifier and its offset from the block's start; LoRA number; digest of embeddings; anything else."""
 
 END_SEQ = 2**64 - 1
 """Sequence number of a replay's end marker; no batch carries it."""
@@ -59,6 +63,7 @@ class Event:
     parent : int or None
         Hash of the block before the first; None at the root of a chain.
     parent_bytes : bytes
+        The same as a byte string; empty when it is an integer.
     tokens : ndarray of uint32
         Token ids of all blocks in one run; empty for a tier update.
     bigram_tokens : ndarray of uint32
@@ -66,11 +71,15 @@ class Event:
     block_size : int
         Tokens per block as the publisher says, 0 when it does not.
     lora_id : int or None
+        The adapter's number.
     lora_name : str
+        The adapter's name; empty for the base model.
     extra_keys : tuple of tuples
         Per block; may be shorter than `hashes`.
     lookahead_tokens : tuple of ndarrays of uint32
+        Per block, tokens behind it that are part of its hash.
     cache_salt, session_id : str
+        Of the request.
     medium : str
         As on the wire, e.g. ``"GPU"``.
     tier : str
@@ -82,10 +91,18 @@ class Event:
     sliding_window : int or None
         In tokens.
     locality, ownership : str
+        Where the blocks are, and whose.
     model_name, tenant_id, backend_id, object_key : str
         Store publishers only; not encoded.
     first_block : int or None
         Position of the first hash in its chain, in blocks. Not encoded.
+
+    Examples
+    --------
+    `block_stored`, `block_removed` and `all_blocks_cleared` make events.
+
+    >>> block_removed([11, -1])
+    Event(BlockRemoved, 2 blocks, tier='gpu')
     """
 
     kind: EventKind
@@ -165,22 +182,47 @@ def block_stored(
     tokens : array of uint32, or ints
         ``len(hashes) * block_size`` of them, or none for a tier update.
     block_size : int
+        Tokens per block.
     parent : int, optional
         Hash of the block before.
     **more
         Other fields of `Event`.
+
+    Examples
+    --------
+    >>> block_stored([11, 12], tokens=range(8), block_size=4, lora_name="sql")
+    Event(BlockStored, 2 blocks, 8 tokens, lora_name='sql', tier='gpu')
     """
     array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.uint32)
     return Event("BlockStored", _keys(hashes), tokens=array, block_size=block_size, parent=parent, **more)
 
 
 def block_removed(hashes: Iterable[int] | UInt64Array, **more: Any) -> Event:
-    """A BlockRemoved event; `more` are other fields of `Event`."""
+    """A BlockRemoved event.
+
+    Parameters
+    ----------
+    hashes : array of uint64, or ints
+        Negative ones become their two's complement.
+    **more
+        Other fields of `Event`.
+
+    Examples
+    --------
+    >>> block_removed([11], tier="cpu")
+    Event(BlockRemoved, 1 blocks, tier='cpu')
+    """
     return Event("BlockRemoved", _keys(hashes), **more)
 
 
 def all_blocks_cleared() -> Event:
-    """An AllBlocksCleared event."""
+    """An AllBlocksCleared event.
+
+    Examples
+    --------
+    >>> all_blocks_cleared()
+    Event(AllBlocksCleared)
+    """
     return Event("AllBlocksCleared")
 
 
@@ -195,6 +237,7 @@ class Batch:
     timestamp : float
         As sent: seconds since the epoch from vLLM.
     data_parallel_rank : int or None
+        Of the engine that sent it.
     skipped_events : int
         Malformed, of unknown kind, over a limit, or cut off.
     truncated : bool
@@ -217,13 +260,16 @@ def decode(payload: BytesLike, *, zero_parent_is_root: bool = True, max_payload_
     Parameters
     ----------
     payload : bytes or contiguous buffer
+        MessagePack, as the engine sent it.
     zero_parent_is_root : bool
         Some publishers write 0 for "no parent".
     max_payload_bytes : int
+        A longer one is refused.
 
     Returns
     -------
     Batch
+        Its events, and what was skipped.
 
     Raises
     ------
@@ -231,6 +277,14 @@ def decode(payload: BytesLike, *, zero_parent_is_root: bool = True, max_payload_
         The payload is no batch; one bad event alone is skipped and counted.
     ResourceExhaustedError
         A limit is exceeded.
+
+    Examples
+    --------
+    >>> decode(encode([all_blocks_cleared()], timestamp=1.5)).events
+    (Event(AllBlocksCleared),)
+    >>> decode(b"text")
+    Traceback (most recent call last):
+    ValueError: ...
     """
     events, timestamp, rank, skipped, truncated, first_error = _core.decode(
         payload, zero_parent_is_root, max_payload_bytes
@@ -246,22 +300,47 @@ def encode(
     Parameters
     ----------
     events : list of Event
+        In order.
     timestamp : float
         Seconds since the epoch.
     schema : str
         The generation: ``"array6"`` (vLLM 0.9) to ``"array12"``, ``"map"`` (0.24), ``"map_wide"`` (0.33). Fields that
         a schema does not have are dropped.
     data_parallel_rank : int, optional
+        Of the engine.
 
     Returns
     -------
     bytes
+        MessagePack.
+
+    Raises
+    ------
+    TypeError
+        For an event that is no `Event`, or a field of the wrong type; the message names the field.
+    ValueError
+        For an unknown schema.
+
+    Examples
+    --------
+    >>> decode(encode([block_removed([11])], timestamp=0.0, data_parallel_rank=3)).data_parallel_rank
+    3
     """
     return _core.encode(list(events), timestamp, schema, data_parallel_rank)
 
 
 class LiveMessage(NamedTuple):
-    """A message of the SUB socket."""
+    """A message of the SUB socket.
+
+    Attributes
+    ----------
+    topic : str
+        As the engine publishes; see `parse_topic`.
+    seq : int
+        Number of the batch, from 0.
+    payload : bytes
+        For `decode`.
+    """
 
     topic: str
     seq: int
@@ -269,7 +348,19 @@ class LiveMessage(NamedTuple):
 
 
 class ReplayMessage(NamedTuple):
-    """A reply of the replay socket; nothing but `end` is set in the last one."""
+    """A reply of the replay socket; nothing but `end` is set in the last one.
+
+    Attributes
+    ----------
+    end : bool
+        No more replies follow.
+    topic : str
+        Empty where the publisher sends none.
+    seq : int
+        Number of the batch.
+    payload : bytes
+        For `decode`.
+    """
 
     end: bool
     topic: str
@@ -278,27 +369,69 @@ class ReplayMessage(NamedTuple):
 
 
 def parse_live_message(frames: Sequence[BytesLike]) -> LiveMessage:
-    """Reads ``[topic, seq, payload]``. ValueError for another shape."""
+    """Reads ``[topic, seq, payload]``.
+
+    Raises
+    ------
+    ValueError
+        For another shape.
+
+    Examples
+    --------
+    >>> parse_live_message([b"kv@a@m", encode_seq(7), b"batch"])
+    LiveMessage(topic='kv@a@m', seq=7, payload=b'batch')
+    """
     return LiveMessage(*_core.parse_live_message(list(frames)))
 
 
 def parse_replay_message(frames: Sequence[BytesLike]) -> ReplayMessage:
-    """Reads a replay reply, with or without topic and leading empty frame. ValueError for another shape."""
+    """Reads a replay reply, with or without topic and leading empty frame.
+
+    Raises
+    ------
+    ValueError
+        For another shape.
+
+    Examples
+    --------
+    >>> parse_replay_message([b"", encode_seq(7), b"batch"]).seq, parse_replay_message([b"", encode_seq(END_SEQ), b""]).end
+    (7, True)
+    """
     return ReplayMessage(*_core.parse_replay_message(list(frames)))
 
 
 def encode_seq(seq: int) -> bytes:
-    """A sequence number as its frame: eight bytes, big-endian."""
+    """A sequence number as its frame: eight bytes, big-endian.
+
+    Examples
+    --------
+    >>> encode_seq(258)
+    b'\\x00\\x00\\x00\\x00\\x00\\x00\\x01\\x02'
+    """
     return _core.encode_seq(seq)
 
 
 def replay_request(start_seq: int) -> list[bytes]:
-    """The two frames that a DEALER socket sends to ask for every buffered batch from `start_seq` on."""
+    """The two frames that a DEALER socket sends to ask for every buffered batch from `start_seq` on.
+
+    Examples
+    --------
+    >>> replay_request(5) == [b"", encode_seq(5)]
+    True
+    """
     return [b"", _core.encode_seq(start_seq)]
 
 
 class Topic(NamedTuple):
-    """Pod and model of a topic; the model is empty when the topic does not say."""
+    """What a topic says.
+
+    Attributes
+    ----------
+    pod : str
+        ``"address:port"``, or whatever the engine calls itself.
+    model : str
+        Empty when the topic does not say.
+    """
 
     pod: str
     model: str
@@ -307,6 +440,8 @@ class Topic(NamedTuple):
 def parse_topic(topic: str) -> Topic:
     """Reads ``kv@<pod>@<model>``; any other text is a pod without a model.
 
+    Examples
+    --------
     >>> parse_topic("kv@10.0.0.7:8000@org/model@v2")
     Topic(pod='10.0.0.7:8000', model='org/model@v2')
     """
@@ -314,21 +449,39 @@ def parse_topic(topic: str) -> Topic:
 
 
 def make_topic(pod: str, model: str) -> str:
-    """The topic ``kv@<pod>@<model>``."""
+    """The topic ``kv@<pod>@<model>``.
+
+    Examples
+    --------
+    >>> make_topic("10.0.0.7:8000", "m")
+    'kv@10.0.0.7:8000@m'
+    """
     return _core.make_topic(pod, model)
 
 
 def is_pseudo_pod(pod: str) -> bool:
-    """True for storage tiers that publish under a pod's name: no endpoint that can be picked."""
+    """True for storage tiers that publish under a pod's name: no endpoint that can be picked.
+
+    Examples
+    --------
+    >>> is_pseudo_pod("10.0.0.7:8000")
+    False
+    """
     return _core.is_pseudo_pod(pod)
 
 
 class Action(NamedTuple):
     """What the host is to do.
 
-    ``"apply"``: decode and apply `payload`, batch `seq`. ``"clear"``: forget all this publisher has announced.
-    ``"request_replay"``: ask for batches from `seq` on, on a new socket, and tag the answers with `request`.
-    ``"cancel_replay"``: close the socket of `request`.
+    Attributes
+    ----------
+    kind : {"apply", "clear", "request_replay", "cancel_replay"}
+        Decode and apply `payload`, batch `seq`; forget all this publisher has announced; ask for batches from `seq` on,
+        on a new socket, and tag the answers with `request`; close the socket of `request`.
+    seq, request : int
+        0 where the kind has none.
+    payload : bytes
+        Empty but for ``"apply"``.
     """
 
     kind: Literal["apply", "clear", "request_replay", "cancel_replay"]
@@ -338,7 +491,23 @@ class Action(NamedTuple):
 
 
 class StreamCounters(NamedTuple):
-    """Counters of a `PublisherStream` since its creation; batches unless said otherwise."""
+    """Counters of a `PublisherStream` since its creation.
+
+    Attributes
+    ----------
+    applied, duplicates, dropped : int
+        Batches: given to the host; seen before; held for a replay and given up.
+    gaps_total : int
+        Jumps of the sequence number.
+    events_lost_total : int
+        Batches that never came, not even by a replay.
+    restarts, clears : int
+        Of the publisher; of what it announced.
+    replays_requested, replays_failed : int
+        Requests.
+    malformed : int
+        Replies that were none.
+    """
 
     applied: int
     duplicates: int
@@ -369,6 +538,7 @@ class PublisherStream:
         Seconds: from the first request to caught up; of silence that ends a request; between two requests; without
         requests after giving up.
     max_attempts_without_progress : int
+        Requests in a row that bring nothing before giving up.
     max_held_bytes : int
         Live batches held during a replay.
 

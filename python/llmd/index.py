@@ -3,6 +3,11 @@
 `PrefixIndex` is exact: it is filled from the KV events that engines publish, by a `KvEventIngestor` or by hand.
 `ApproxIndex` guesses from where prompts were sent, for engines without events.
 
+Threads. Every object may be used by any number of threads. Matches run beside writes and beside one another; writes
+follow one another. The GIL is released for long chains and for writes of many blocks.
+
+Examples
+--------
 >>> import llmd.events, llmd.hash
 >>> index = PrefixIndex()
 >>> feed = KvEventIngestor(index)
@@ -14,9 +19,6 @@ False
 >>> match = index.match(request_namespace("m", block_size=4), llmd.hash.content_keys(prompt, block_size=4))
 >>> index.by_endpoint(match)
 {'10.0.0.7:8000': 2}
-
-Threads. Every object may be used by any number of threads. Matches run beside writes and beside one another; writes
-follow one another. The GIL is released for long chains and for writes of many blocks.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from llmd import _core
 from llmd._core import HolderId, Match, NamespaceId
-from llmd._types import BytesLike, KeysLike, MemoryUsage, core_of, memory_usage
+from llmd._types import BytesLike, KeysLike, MemoryCause, MemoryUsage, core_of, memory_usage
 
 
 def make_namespace(model: str, *, lora: str = "", cache_salt: str = "", block_size: int = 16) -> NamespaceId:
@@ -35,9 +37,11 @@ def make_namespace(model: str, *, lora: str = "", cache_salt: str = "", block_si
     Parameters
     ----------
     model : str
+        As requests and events name it.
     lora : str
         Empty for the base model.
     cache_salt : str
+        Empty for none.
     block_size : int
         Tokens per block.
 
@@ -50,7 +54,22 @@ def make_namespace(model: str, *, lora: str = "", cache_salt: str = "", block_si
 
 
 def request_namespace(model: str, *, lora: str = "", block_size: int = 16) -> NamespaceId:
-    """The namespace in which a `KvEventIngestor` files this model's blocks."""
+    """The namespace in which a `KvEventIngestor` files this model's blocks.
+
+    Parameters
+    ----------
+    model : str
+        As given to `KvEventIngestor.add_publisher`.
+    lora : str
+        Name of the adapter, as events have it; empty for the base model.
+    block_size : int
+        Tokens per block, the engine's.
+
+    Examples
+    --------
+    >>> request_namespace("m") == request_namespace("m", block_size=32)
+    False
+    """
     return _core.request_namespace(model, lora, block_size)
 
 
@@ -62,6 +81,7 @@ class Holder(NamedTuple):
     endpoint : str
         ``"address:port"``, as the scheduler names it.
     dp_rank : int or None
+        Data-parallel rank.
     tier : str
         Lower case; any text is its own tier.
     removal : {"set", "refcount"}
@@ -78,11 +98,19 @@ class Holder(NamedTuple):
 
 
 class StoreResult(NamedTuple):
-    """What became of a store. Nothing was changed unless the outcome is ``"applied"``."""
+    """What became of a store. Nothing was changed unless the outcome is ``"applied"``.
+
+    Attributes
+    ----------
+    outcome : {"applied", "unknown_parent", "stale_holder", "other_namespace"}
+        Why it was not: nobody stored the parent; the holder is retired; the parent is in another namespace.
+    added, duplicates : int
+        Blocks that the holder did not have, and had already.
+    """
 
     outcome: Literal["applied", "unknown_parent", "stale_holder", "other_namespace"]
-    added: int  # blocks the holder did not have
-    duplicates: int  # blocks it had already
+    added: int
+    duplicates: int
 
     @property
     def applied(self) -> bool:
@@ -91,7 +119,23 @@ class StoreResult(NamedTuple):
 
 
 class IndexStats(NamedTuple):
-    """Counters of an index since its creation, then its present state."""
+    """Counters of an index since its creation, then its present state.
+
+    Attributes
+    ----------
+    stored_blocks, duplicate_blocks, removed_blocks : int
+        Blocks that a store added; that the holder had already; that a remove took away.
+    unknown_removes, unknown_parents, stale_holder_calls, namespace_mismatches : int
+        Blocks, and calls, that named what is not there or belongs elsewhere.
+    rebound_keys : int
+        Engine keys that came again for other content.
+    evicted_runs, evicted_holder_blocks : int
+        Dropped to stay below the budget.
+    holders, nodes, runs, holder_blocks : int
+        Now: live holders, nodes and runs of the tree, and blocks counted once for each of their holders.
+    foreign_keys : int
+        Now: engine keys that are known under another holder's name.
+    """
 
     stored_blocks: int
     duplicate_blocks: int
@@ -189,12 +233,20 @@ class PrefixIndex:
         Parameters
         ----------
         holder : HolderId
+            Who has them.
         ns : NamespaceId
+            See `make_namespace` and `request_namespace`.
         engine_keys, content_keys : array of uint64, shape (n,), or list of int
+            Both names of each block, first block first.
         parent : int, optional
             Engine key of the block before; None at the root.
         peers : list of HolderId
             Holders of the same engine in other tiers.
+
+        Raises
+        ------
+        ValueError
+            When the two arrays have not the same length.
         """
         return StoreResult(*self._core.store(holder, ns, engine_keys, content_keys, parent, list(peers)))
 
@@ -224,6 +276,7 @@ class PrefixIndex:
         Parameters
         ----------
         ns : NamespaceId
+            Of the stores.
         chain : array of uint64, shape (n,), or list of int
             Content keys in order.
 
@@ -285,6 +338,7 @@ class ApproxIndex:
     ttl : float, optional
         Seconds after which a prediction is forgotten; None: never.
     max_bytes : int
+        Budget of memory.
     max_holders : int
         1 to 65535.
 
@@ -314,7 +368,15 @@ class ApproxIndex:
         self._core = _core.ApproxIndex(capacity_blocks, ttl, max_bytes, max_holders)
 
     def add_holder(self, endpoint: str, *, capacity_blocks: int = 0) -> HolderId:
-        """Adds an endpoint; 0 takes the option's capacity. AlreadyExistsError, ResourceExhaustedError."""
+        """Adds an endpoint, ``"address:port"``; a capacity of 0 takes the index's.
+
+        Raises
+        ------
+        AlreadyExistsError
+            For a live endpoint.
+        ResourceExhaustedError
+            When `max_holders` are in use.
+        """
         return self._core.add_holder(endpoint, capacity_blocks)
 
     def predict(self, holder: HolderId, ns: NamespaceId, chain: KeysLike, *, now: float) -> bool:
@@ -355,14 +417,38 @@ class ApproxIndex:
 
 
 class Applied(NamedTuple):
-    """What became of a batch."""
+    """What became of a batch.
 
-    wants_replay: bool  # an event named a parent nobody has heard of: a replay from the publisher would help
-    skipped_events: int  # that could not be decoded
+    Attributes
+    ----------
+    wants_replay : bool
+        An event named a parent nobody has heard of: a replay from the publisher would help.
+    skipped_events : int
+        Events that could not be decoded.
+    """
+
+    wants_replay: bool
+    skipped_events: int
 
 
 class IngestCounters(NamedTuple):
-    """Counters of a `KvEventIngestor` since its creation."""
+    """Counters of a `KvEventIngestor` since its creation.
+
+    Attributes
+    ----------
+    batches, stored_events, removed_events, cleared_events : int
+        Applied.
+    stored_blocks, removed_blocks : int
+        In these events.
+    tier_updates, tier_updates_unknown : int
+        Events that name blocks without tokens; those of blocks that nobody stored.
+    skipped_groups, skipped_sparse, skipped_malformed : int
+        Events passed over: of other KV-cache groups, of layers that do not keep all tokens, without sense.
+    orphans_parked, orphans_attached, orphans_dropped : int
+        Blocks whose parent is not known: waiting; found later; given up.
+    holders_refused : int
+        Holders for which the index had no room.
+    """
 
     batches: int
     stored_events: int
@@ -390,9 +476,23 @@ class KvEventIngestor:
     Parameters
     ----------
     index : PrefixIndex
+        Where the events go.
     max_orphan_blocks : int
         Per publisher, waiting for their parent.
     max_publishers : int
+        At a time.
+
+    Examples
+    --------
+    >>> import llmd.events
+    >>> index = PrefixIndex()
+    >>> ingestor = KvEventIngestor(index)
+    >>> publisher = ingestor.add_publisher("10.0.0.7:8000", model="m")
+    >>> stored = llmd.events.block_stored([91], tokens=range(16), block_size=16)
+    >>> ingestor.apply(publisher, llmd.events.encode([stored], timestamp=0.0))
+    Applied(wants_replay=False, skipped_events=0)
+    >>> index
+    PrefixIndex(holders=1, holder_blocks=1)
     """
 
     __slots__ = ("_core",)
@@ -408,7 +508,9 @@ class KvEventIngestor:
         ValueError
             For an empty endpoint.
         AlreadyExistsError
+            For a known one.
         ResourceExhaustedError
+            When `max_publishers` are in use.
         """
         return self._core.add_publisher(endpoint, model)
 
@@ -437,6 +539,10 @@ class KvEventIngestor:
         """A snapshot of the counters."""
         return IngestCounters(*self._core.counters)
 
+    def __repr__(self) -> str:
+        counters = self.counters
+        return f"KvEventIngestor(batches={counters.batches}, stored_blocks={counters.stored_blocks})"
+
 
 __all__ = [
     "Applied",
@@ -447,6 +553,8 @@ __all__ = [
     "IngestCounters",
     "KvEventIngestor",
     "Match",
+    "MemoryCause",
+    "MemoryUsage",
     "NamespaceId",
     "PrefixIndex",
     "StoreResult",

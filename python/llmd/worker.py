@@ -2,6 +2,10 @@
 
 Behaves like vLLM V1's block pool and KV cache manager with one full-attention group.
 
+Threads. Every object may be used by any number of threads; each call is atomic.
+
+Examples
+--------
 >>> import llmd.hash
 >>> hasher = llmd.hash.VllmHasher(block_size=4)
 >>> manager = KvCacheManager(num_blocks=100, block_size=4, enable_events=True)
@@ -16,8 +20,6 @@ Behaves like vLLM V1's block pool and KV cache manager with one full-attention g
 >>> manager.free(request)
 >>> manager.get_computed_blocks(Request(2, list(range(10)), hasher=hasher))
 PrefixHit(2 blocks, num_tokens=8)
-
-Threads. Every object may be used by any number of threads; each call is atomic.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from llmd.events import Event, Schema
 from llmd.hash import ExtraKeyStyle, RequestExtras, VllmHasher
 
 RequestStatus: TypeAlias = Literal["waiting", "waiting_for_remote_kv", "running", "preempted", "finished"]
+"""What the host says a request is doing."""
 
 NULL_BLOCK = 0
 """The block that stands in block tables where no KV is needed."""
@@ -55,6 +58,13 @@ class Request:
         Written into stored events.
     skip_reading_prefix_cache : bool
         E.g. when prompt logprobs are wanted: everything is computed.
+
+    Examples
+    --------
+    >>> request = Request(1, [1, 2, 3])
+    >>> request.append([4])
+    >>> request
+    Request(1, num_tokens=4, status='waiting')
     """
 
     __slots__ = ("_core",)
@@ -132,14 +142,28 @@ class Request:
 
 
 class PoolState(NamedTuple):
-    """A snapshot of a pool, then its counters since creation. The null block counts in `num_blocks` only."""
+    """A snapshot of a pool, then its counters since creation. The null block counts in `num_blocks` only.
+
+    Attributes
+    ----------
+    num_blocks, num_free, num_held : int
+        Blocks; a block that is cached and held by nobody is free.
+    num_cached_blocks, num_cached_keys : int
+        Blocks that can be found by their prefix; the same without duplicates.
+    usage : float
+        Share of blocks that requests hold, 0 to 1.
+    blocks_allocated, blocks_cached, blocks_evicted : int
+        Since creation.
+    events_dropped : int
+        Events that nobody took in time.
+    """
 
     num_blocks: int
     num_free: int
     num_held: int
     num_cached_blocks: int
-    num_cached_keys: int  # without duplicates
-    usage: float  # share of blocks that requests hold; cached free blocks count as free
+    num_cached_keys: int
+    usage: float
     blocks_allocated: int
     blocks_cached: int
     blocks_evicted: int
@@ -147,7 +171,19 @@ class PoolState(NamedTuple):
 
 
 class BlockState(NamedTuple):
-    """State of one block; `hash` is None while it is not cached."""
+    """State of one block.
+
+    Attributes
+    ----------
+    ref_cnt : int
+        Holders.
+    hash : bytes or None
+        None while it is not cached.
+    group_id : int
+        KV-cache group.
+    is_null : bool
+        It is `NULL_BLOCK`.
+    """
 
     ref_cnt: int
     hash: bytes | None
@@ -156,7 +192,17 @@ class BlockState(NamedTuple):
 
 
 class PrefixCacheStats(NamedTuple):
-    """Counters since they were last taken. Hit rate = hits / queries, in tokens."""
+    """Counters since they were last taken. Hit rate = hits / queries.
+
+    Attributes
+    ----------
+    requests, queries, hits : int
+        Requests that looked up their prefix; their tokens; of these, cached ones.
+    preempted_requests, preempted_queries, preempted_hits : int
+        The same of requests that had been preempted.
+    reset : bool
+        The cache was reset meanwhile.
+    """
 
     requests: int
     queries: int
@@ -178,7 +224,13 @@ class _Pool:
         return self._core.find(digest, group_id)
 
     def touch(self, blocks: TokensLike) -> None:
-        """Adds one holder to each block. ValueError for an unknown one."""
+        """Adds one holder to each block.
+
+        Raises
+        ------
+        ValueError
+            For an unknown one.
+        """
         self._core.touch(blocks)
 
     def free_blocks(self, blocks: TokensLike) -> None:
@@ -216,6 +268,7 @@ class _Pool:
         full_digests : bool
             Hashes as byte strings besides the 64-bit keys.
         medium : str
+            Where the blocks are.
         """
         return [Event(*values) for values in self._core.take_events(full_digests, medium)]
 
@@ -239,6 +292,7 @@ class _Pool:
         full_digests : bool
             Hashes as byte strings instead of 64-bit keys.
         medium : str
+            Where the blocks are.
         """
         return self._core.take_event_batch(timestamp, schema, full_digests, data_parallel_rank, medium)
 
@@ -253,6 +307,7 @@ class BlockPool(_Pool):
     block_size : int
         Tokens per block.
     enable_caching, enable_events : bool
+        Whether full blocks are found again; whether what happens to them is recorded.
     max_event_bytes : int
         Events that nobody takes are replaced by one "cleared" event beyond this.
 
@@ -280,7 +335,13 @@ class BlockPool(_Pool):
         self._core = _core.BlockPool(num_blocks, block_size, enable_caching, enable_events, max_event_bytes)
 
     def get_new_blocks(self, n: int) -> UInt32Array:
-        """`n` blocks with one holder each, shape (n,). ResourceExhaustedError when fewer are free."""
+        """`n` blocks with one holder each, shape (n,).
+
+        Raises
+        ------
+        ResourceExhaustedError
+            When fewer are free.
+        """
         return self._core.get_new_blocks(n)
 
     def cache_full_blocks(
@@ -299,6 +360,10 @@ class BlockPool(_Pool):
         """Forgets everything cached; False, and no change, while any block is held."""
         return self._core.reset()
 
+    def __repr__(self) -> str:
+        state = self.state
+        return f"BlockPool(num_blocks={state.num_blocks}, num_free={state.num_free})"
+
 
 class KvCacheManager(_Pool):
     """Block tables of running requests over a block pool.
@@ -313,6 +378,16 @@ class KvCacheManager(_Pool):
         Tokens, prompt and output.
     watermark : float
         Share of the pool, 0 to 1, that admissions leave free while others run.
+
+    Examples
+    --------
+    >>> manager = KvCacheManager(num_blocks=3, block_size=4, enable_caching=False)
+    >>> request = Request(1, list(range(8)))
+    >>> manager.allocate_slots(request, 8).tolist(), manager.allocate_slots(Request(2, [1]), 1)
+    ([1, 2], None)
+    >>> manager.free(request)
+    >>> manager
+    KvCacheManager(num_requests=0, num_blocks=3, num_free=2)
     """
 
     __slots__ = ()
@@ -376,6 +451,7 @@ class KvCacheManager(_Pool):
         Parameters
         ----------
         request : Request
+            With `num_computed_tokens` up to date.
         num_new_tokens : int
             To be computed in this step.
         hit : PrefixHit, optional
@@ -424,7 +500,13 @@ class KvCacheManager(_Pool):
         return self._core.commit_remote_load(core_of(request, "request", Request), num_loaded_tokens)
 
     def free(self, request: Request | int) -> None:
-        """Gives the request's blocks back, tail first. NotFoundError when it holds none."""
+        """Gives the request's blocks back, tail first.
+
+        Raises
+        ------
+        NotFoundError
+            When it holds none.
+        """
         self._core.free(request._core if isinstance(request, Request) else request)
 
     def preempt(self, request: Request) -> None:
@@ -442,6 +524,12 @@ class KvCacheManager(_Pool):
     def take_prefix_cache_stats(self) -> PrefixCacheStats:
         """The counters since they were last taken."""
         return PrefixCacheStats(*self._core.take_prefix_cache_stats())
+
+    def __repr__(self) -> str:
+        state = self.state
+        return (
+            f"KvCacheManager(num_requests={self.num_requests}, num_blocks={state.num_blocks}, num_free={state.num_free})"
+        )
 
 
 __all__ = [

@@ -2,27 +2,36 @@
 """Checks the documentation: every code block does what it says, and every relative link leads somewhere.
 
 Usage: check_docs.py ROOT --cxx COMPILER
+       check_docs.py ROOT --run-python FILE
 
 A fenced block in a language of CHECKED must follow a line with one of these comments:
   <!-- test: compile -->       C++: a translation unit, or statements (its #include lines may come first);
                                `test: compile after PATH` puts a file first, which declares what a host would
   <!-- test: run -->           shell: runs in ROOT and exits with 0
+  <!-- test: python -->        Python: the blocks of one file are one program, run in order in ROOT. Needs the package, so it runs in
+                               the tests below tests/python, with --run-python; without that its syntax alone is checked
+  <!-- prints -->              any language: what the Python block before it prints
   <!-- same as: PATH -->       is the file PATH, character for character
   <!-- part of: PATH -->       is a run of lines of the file PATH
   <!-- test: none REASON -->   is not checked, for the reason given
 """
 
 import argparse
+import contextlib
 import dataclasses
+import io
+import os
 import pathlib
 import re
 import subprocess
 import sys
+import traceback
 
 CHECKED = {"cpp", "c++", "cmake", "make", "python", "sh", "bash", "shell", "console"}
 FOLDERS = ("docs", "examples", "bench", "tests", "scripts", "python", "cuda")
 FENCE = re.compile(r"^(```+|~~~+)\s*(\S*)")
-MARK = re.compile(r"^<!--\s*(?P<kind>test: compile|test: run|test: none|same as:|part of:)\s*(?P<argument>.*?)\s*-->$")
+MARK = re.compile(
+    r"^<!--\s*(?P<kind>test: compile|test: run|test: python|test: none|same as:|part of:|prints)\s*(?P<argument>.*?)\s*-->$")
 LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 
 
@@ -73,10 +82,42 @@ def run(command, cwd, text):
     return None if done.returncode == 0 else f"`{' '.join(command)}` exits with {done.returncode}:\n{done.stdout}"
 
 
+def kind_of(block):
+    mark = MARK.match(block.mark)
+    return mark["kind"] if mark else None
+
+
+def python_program(path):
+    """The blocks of a file that are one Python program, each with the block of what it prints, or None."""
+    program = []
+    for block in read_markdown(path.read_text())[0]:
+        if kind_of(block) == "test: python":
+            program.append([block, None])
+        elif kind_of(block) == "prints":
+            program[-1][1] = block
+    return program
+
+
+def run_python(path):
+    """Runs the Python blocks of a file in this process. Returns the first thing that is wrong, or None."""
+    names = {"__name__": "__main__"}
+    for block, prints in python_program(path):
+        code = compile("\n" * block.line + block.text, str(path), "exec")
+        printed = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(printed):
+                exec(code, names)
+        except Exception:
+            return f"{path}:{block.line}: the block fails:\n{traceback.format_exc()}"
+        if prints and printed.getvalue() != prints.text:
+            return f"{path}:{prints.line}: the block before prints\n{printed.getvalue()}"
+    return None
+
+
 def check_block(block, root, cxx):
     """Returns what is wrong with the block, or None."""
     mark = MARK.match(block.mark)
-    if not mark:
+    if not mark or mark["kind"] == "prints":
         return f"a {block.language} block without a comment that says how it is tested (see tests/docs/check_docs.py)"
     kind, argument = mark["kind"], mark["argument"]
     if kind == "test: none":
@@ -88,6 +129,12 @@ def check_block(block, root, cxx):
         text = path.read_text()
         same = text == block.text if kind == "same as:" else "\n" + block.text in "\n" + text
         return None if same and block.text else f"the block differs from {argument}"
+    if kind == "test: python":
+        try:
+            compile(block.text, "block", "exec")
+        except SyntaxError as error:
+            return f"no Python: {error}"
+        return None
     if kind == "test: run":
         return run(["bash", "-euo", "pipefail", "-s"], root, block.text)
     command = [cxx, "-std=c++20", "-fsyntax-only", f"-I{root / 'include'}"]
@@ -102,8 +149,11 @@ def check_file(path, root, cxx):
         blocks, prose = read_markdown(path.read_text())
     except ValueError as error:
         return 0, [f"{path}:{error}"]
-    errors, count = [], 0
+    errors, count, program = [], 0, False
     for block in blocks:
+        if kind_of(block) == "prints" and not program:
+            errors.append(f"{path}:{block.line}: no Python block before it prints this")
+        program = kind_of(block) == "test: python"
         if block.language in CHECKED:
             count += 1
             wrong = check_block(block, root, cxx)
@@ -116,10 +166,15 @@ def check_file(path, root, cxx):
     return count, errors
 
 
-def check_tree(root, cxx):
+def markdown_files(root):
     files = sorted(root.glob("*.md"))
     for folder in FOLDERS:
         files += sorted((root / folder).rglob("*.md"))
+    return files
+
+
+def check_tree(root, cxx):
+    files = markdown_files(root)
     total, errors = 0, []
     for path in files:
         count, wrong = check_file(path, root, cxx)
@@ -132,7 +187,14 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("root", type=pathlib.Path)
     parser.add_argument("--cxx", default="c++")
+    parser.add_argument("--run-python", metavar="FILE", type=pathlib.Path)
     arguments = parser.parse_args()
+    if arguments.run_python:
+        os.chdir(arguments.root)
+        wrong = run_python(arguments.run_python)
+        if wrong:
+            print(wrong, file=sys.stderr)
+        return 1 if wrong else 0
     files, blocks, errors = check_tree(arguments.root.resolve(), arguments.cxx)
     for error in errors:
         print(error, file=sys.stderr)

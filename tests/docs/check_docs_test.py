@@ -46,6 +46,25 @@ class CheckDocsTest(unittest.TestCase):
         self.assertEqual(self.errors("<!-- test: run -->\n```sh\ntest -f README.md\n```\n"), [])
         self.assert_refused("<!-- test: run -->\n```sh\nfalse\ntrue\n```\n", "exits with 1")
 
+    def test_python_is_compiled(self):
+        good = "<!-- test: python -->\n```python\nimport nowhere\n```\n"
+        self.assertEqual(self.errors(good + "<!-- prints -->\n```text\n1\n```\n"), [])
+        self.assert_refused("<!-- test: python -->\n```python\nx = = 1\n```\n", "no Python")
+        self.assert_refused("<!-- prints -->\n```text\n1\n```\n", "no Python block before it")
+
+    def run_python(self, text):
+        path = self.root / "README.md"
+        path.write_text(text)
+        return check_docs.run_python(path)
+
+    def test_python_runs(self):
+        first = "<!-- test: python -->\n```python\nx = 1\n```\n"
+        second = "text\n\n<!-- test: python -->\n\n```python\nprint(x)\n```\n"
+        prints = "<!-- prints -->\n```text\n1\n```\n"
+        self.assertIsNone(self.run_python(first + second + prints))
+        self.assertIn("README.md:8: the block fails", self.run_python("no code\n\n\n" + second))
+        self.assertIn("the block before prints\n1\n", self.run_python(first + second + prints.replace("1", "2")))
+
     def test_same_as(self):
         (self.root / "a.cc").write_text("int a;\n")
         self.assertEqual(self.errors("<!-- same as: a.cc -->\n```cpp\nint a;\n```\n"), [])

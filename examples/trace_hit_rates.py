@@ -1,12 +1,11 @@
-#!/usr/bin/env python3
-"""Replays a production trace under several routing policies, and plots how many prompt tokens the caches had.
+"""Replays a production trace under several routing policies, and plots what their caches had.
 
-    python3 examples/trace_hit_rates.py                                  # hit_rates.png
+    python3 examples/trace_hit_rates.py                                  # writes hit_rates.png
     python3 examples/trace_hit_rates.py --requests 2000 --endpoints 4
 
-Hashes, block pools, KV events, index and scheduler are the library's. Time is a rough model: a request runs from its
-arrival, for as long as its prompt and its answer take at fixed speeds. Needs matplotlib. The cells (# %%) also run one
-by one, in an editor with notebooks. examples/trace_replay, in C++, models the steps of an engine as well.
+Hashes, block pools, KV events, index and scheduler are the library's. Time is a rough model: a
+request runs from its arrival, as long as its prompt and answer take at fixed speeds; trace_replay,
+in C++, models an engine's steps. Needs matplotlib. The cells (# %%) also run one by one.
 """
 
 # %% Options
@@ -15,191 +14,186 @@ import heapq
 import json
 import pathlib
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 
 from llmd import hash, index, sched, worker
 
-TRACE = pathlib.Path(__file__).parent / "trace_replay" / "traces" / "mooncake_conversation_trace.jsonl"
-
-parser = argparse.ArgumentParser(
-    description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
-)
-parser.add_argument("--trace", type=pathlib.Path, default=TRACE, help="requests in Mooncake's schema, one JSON object a line")
-parser.add_argument("--requests", type=int, metavar="N", help="only the first N (default: all)")
-parser.add_argument("--endpoints", type=int, default=8, metavar="N", help="engines")
-parser.add_argument("--blocks", type=int, default=50926, metavar="N", help="KV cache of an engine, in blocks of 16 tokens")
-parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("hit_rates.png"), help="the plot, as PNG, SVG or PDF")
-options = parser.parse_args([] if "ipykernel" in sys.modules else None)
-if options.endpoints < 1 or options.blocks < 1 or (options.requests is not None and options.requests < 1):
-    parser.error("--requests, --endpoints and --blocks must be at least 1")
-
+TRACE = pathlib.Path(__file__).parent / "trace_replay/traces/mooncake_conversation_trace.jsonl"
 MODEL, BLOCK, TRACE_BLOCK = "m", 16, 512  # tokens per block: of the engines, of the trace
-PREFILL, DECODE = 40_000.0, 50.0  # tokens a second, of one request
+PREFILL, DECODE = 40_000, 50  # tokens a second, of one request
+
+
+def positive(text: str) -> int:
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
+parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+parser.add_argument("--trace", type=pathlib.Path, default=TRACE, help="in Mooncake's schema")
+parser.add_argument("--requests", type=positive, metavar="N", help="the first N alone (all)")
+parser.add_argument("--endpoints", type=positive, default=8, metavar="N", help="engines (8)")
+parser.add_argument("--blocks", type=positive, default=50926, metavar="N",
+                    help="KV cache of an engine, in blocks of 16 tokens (50926)")  # fmt: skip
+parser.add_argument("--out", type=pathlib.Path, default="hit_rates.png", help="the plot")
+options = parser.parse_args([] if "ipykernel" in sys.modules else None)
+if not options.out.absolute().parent.is_dir():
+    parser.error(f"--out: no folder {options.out.parent}")
+
 
 # %% The trace: a hash id stands for 512 tokens, made here from the id
-
-
-@dataclass
-class Arrival:
+class Arrival(NamedTuple):
     at: float  # seconds
     length: int
     output: int
-    ids: np.ndarray
+    ids: list[int]
 
     def tokens(self) -> np.ndarray:
-        blocks = self.ids[:, None] * TRACE_BLOCK + np.arange(TRACE_BLOCK)
+        blocks = np.array(self.ids)[:, None] * TRACE_BLOCK + np.arange(TRACE_BLOCK)
         return blocks.astype(np.int32).ravel()[: self.length]
 
 
-def read_trace(path: pathlib.Path, limit: int | None) -> list[Arrival]:
-    arrivals = []
-    with path.open() as lines:
-        for number, line in zip(range(limit or sys.maxsize), lines):
-            try:
-                row = json.loads(line)
-                ids = np.array(row["hash_ids"], dtype=np.int64)
-                arrivals.append(Arrival(row["timestamp"] / 1000, row["input_length"], row["output_length"], ids))
-            except (ValueError, KeyError, TypeError) as error:
-                sys.exit(f"{path}:{number + 1}: not a request in Mooncake's schema: {error!r}")
-    return arrivals or sys.exit(f"{path} has no requests")
-
-
-try:
-    trace = read_trace(options.trace, options.requests)
-except OSError as error:
-    sys.exit(f"--trace: {error}")
-print(f"{len(trace):,} requests, {sum(a.length for a in trace):,} prompt tokens, {options.endpoints} endpoints")
-
-
-def infinite_cache(trace: list[Arrival]) -> np.ndarray:
-    """Tokens of each prompt that one cache without end, shared by all, would have: a bound for every policy."""
+def infinite_cache() -> np.ndarray:
+    """What one cache without end, shared by all, would have of each prompt, in tokens."""
     seen: set[int] = set()
     cached = []
     for arrival in trace:
-        known = next((i for i, number in enumerate(arrival.ids.tolist()) if number not in seen), len(arrival.ids))
+        known = next((i for i, x in enumerate(arrival.ids) if x not in seen), len(arrival.ids))
         cached.append(min(known * TRACE_BLOCK, arrival.length))
-        seen.update(arrival.ids.tolist())
+        seen.update(arrival.ids)
     return np.array(cached)
 
 
+try:
+    lines = options.trace.read_text().splitlines()
+    rows = map(json.loads, lines[: options.requests])
+    fields = ("input_length", "output_length", "hash_ids")
+    trace = [Arrival(row["timestamp"] / 1000, *(row[f] for f in fields)) for row in rows]
+    if not trace:
+        raise ValueError("it is empty")
+except (OSError, ValueError, KeyError, TypeError) as error:
+    sys.exit(f"--trace: {options.trace} has no requests in Mooncake's schema: {error!r}")
+lengths = np.array([arrival.length for arrival in trace])
+print(f"{len(trace):,} requests, {lengths.sum():,} prompt tokens, {options.endpoints} engines")
+
+
 # %% The policies: configurations of the scheduler; one uses a picker written in Python
-
-
 @sched.registry.register("round-robin-picker")
 class RoundRobinPicker:
-    def __init__(self) -> None:
-        self.turn = -1
+    turn = -1
 
-    def pick(self, context: sched.Context, positions: np.ndarray, scores: np.ndarray, ties: np.ndarray) -> list[int]:
+    def pick(self, context: sched.Context, positions: np.ndarray, *_: np.ndarray) -> list[int]:
         self.turn += 1
         return [positions[self.turn % len(positions)]]
 
 
 def by_prefix(producer: str) -> str:
-    scorer = {"type": "prefix-cache-scorer", "parameters": {"prefixMatchInfoProducerName": producer}}
+    parameters = {"prefixMatchInfoProducerName": producer}
+    scorers = [{"type": "prefix-cache-scorer", "parameters": parameters}, "active-request-scorer"]
     weights = {"prefix-cache-scorer": 3, "active-request-scorer": 2}
-    return sched.make_config([producer, scorer, "active-request-scorer"], {"default": weights})
+    return sched.make_config([producer, *scorers], {"default": weights})
 
 
 POLICIES = {
-    "round robin": sched.make_config(["round-robin-picker"]),
-    "fewest active requests": sched.make_config(["active-request-scorer"]),
-    "approximate prefix": by_prefix("approx-prefix-cache-producer"),
-    "exact prefix": by_prefix("precise-prefix-cache-producer"),
+    "round robin": ("#9e9e9e", sched.make_config(["round-robin-picker"])),
+    "fewest active requests": ("#e69f00", sched.make_config(["active-request-scorer"])),
+    "approximate prefix": ("#56b4e9", by_prefix("approx-prefix-cache-producer")),
+    "exact prefix": ("#0b5394", by_prefix("precise-prefix-cache-producer")),
 }
 
 
 # %% The replay
+class Running(NamedTuple):
+    end: float
+    number: int
+    engine: int
+    request: worker.Request
+    flight: sched.Flight
 
 
-def replay(policy: str) -> np.ndarray:
-    """Tokens of each prompt that the endpoint chosen by the policy had in its cache."""
-    exact, guess = index.PrefixIndex(), index.ApproxIndex(capacity_blocks=max(1, options.blocks // 4))  # of 64 tokens
-    scheduler = sched.Scheduler(POLICIES[policy], exact=exact, approximate=guess)
-    hasher, ingestor, pool = hash.VllmHasher(block_size=BLOCK), index.KvEventIngestor(exact), sched.EndpointPool()
-    managers, publishers = [], []
-    for number in range(options.endpoints):
-        endpoint = pool.add(f"gpu-{number}", f"10.0.{number // 250}.{number % 250 + 1}", 8000)
+def replay(policy: str, config: str) -> np.ndarray:
+    """What the endpoint chosen had of each prompt in its cache, in tokens."""
+    exact = index.PrefixIndex()
+    guess = index.ApproxIndex(capacity_blocks=max(1, options.blocks // 4))  # of 64 tokens
+    scheduler = sched.Scheduler(config, exact=exact, approximate=guess)
+    ingestor, pool, hasher = index.KvEventIngestor(exact), sched.EndpointPool(), hash.VllmHasher()
+    engines, publishers = [], []
+    for n in range(options.endpoints):
+        endpoint = pool.add(f"gpu-{n}", f"10.0.{n >> 8}.{n & 255}", 8000)
         address = pool.find(endpoint).host_port
         pool.bind_holder(guess.add_holder(address), endpoint, source=sched.APPROXIMATE)
         publishers.append(ingestor.add_publisher(address, model=MODEL))
-        managers.append(worker.KvCacheManager(num_blocks=options.blocks + 1, block_size=BLOCK, enable_events=True))
-
-    running: list[tuple[float, int, int, worker.Request, sched.Flight]] = []  # a heap, by end
+        engines.append(worker.KvCacheManager(num_blocks=options.blocks + 1, enable_events=True))
+    running: list[Running] = []  # a heap
     cached = np.zeros(len(trace), dtype=np.int64)
 
-    def end(entry: tuple[float, int, int, worker.Request, sched.Flight]) -> None:
-        managers[entry[2]].free(entry[3])
-        entry[4].close()
+    def finish(item: Running) -> None:
+        engines[item.engine].free(item.request)
+        item.flight.close()
 
     for number, arrival in enumerate(trace):
-        while running and running[0][0] <= arrival.at:
-            end(heapq.heappop(running))
+        while running and running[0].end <= arrival.at:
+            finish(heapq.heappop(running))
         tokens = arrival.tokens()
-        request = scheduler.request(tokens, model=MODEL, engine_block_size=BLOCK)
-        decision = scheduler.schedule(request, pool, now=arrival.at, seed=number)
+        prompt = scheduler.request(tokens, model=MODEL, engine_block_size=BLOCK)
+        decision = scheduler.schedule(prompt, pool, now=arrival.at, seed=number)
         chosen = decision.target.position
-        manager, work = managers[chosen], worker.Request(number, tokens, hasher=hasher)
+        engine, request = engines[chosen], worker.Request(number, tokens, hasher=hasher)
         while True:
-            hit = manager.get_computed_blocks(work)
+            hit = engine.get_computed_blocks(request)
             new = len(tokens) - hit.num_tokens
-            if manager.allocate_slots(work, new, hit=hit, num_lookahead_tokens=arrival.output) is not None:
+            out = arrival.output
+            if engine.allocate_slots(request, new, hit=hit, num_lookahead_tokens=out) is not None:
                 break
-            ahead = [entry for entry in running if entry[2] == chosen]  # full: it waits for one that runs
+            ahead = [item for item in running if item.engine == chosen]
             if not ahead:
-                sys.exit(f"--blocks: request {number} has {arrival.length} + {arrival.output} tokens, too many for one engine")
-            running.remove(min(ahead))
+                sys.exit(f"--blocks: request {number} alone has more tokens than an engine")
+            running.remove(min(ahead))  # full: it waits for the next one that ends
             heapq.heapify(running)
-            end(min(ahead))
-        work.num_computed_tokens, cached[number] = len(tokens), hit.num_tokens
-        until = arrival.at + new / PREFILL + arrival.output / DECODE
-        heapq.heappush(running, (until, number, chosen, work, decision.dispatch()))
-        batch = manager.take_event_batch(timestamp=arrival.at)
-        if batch is not None and "precise" in POLICIES[policy]:
-            ingestor.apply(publishers[chosen], batch)
+            finish(min(ahead))
+        request.num_computed_tokens, cached[number] = len(tokens), hit.num_tokens
+        end = arrival.at + new / PREFILL + arrival.output / DECODE
+        heapq.heappush(running, Running(end, number, chosen, request, decision.dispatch()))
+        if (events := engine.take_event_batch(timestamp=arrival.at)) and policy == "exact prefix":
+            ingestor.apply(publishers[chosen], events)
             pool.bind_index(exact)
-        if sys.stderr.isatty() and (number % 100 == 99 or number + 1 == len(trace)):
-            print(f"\r{policy:24}{number + 1:8,} of {len(trace):,}", end="", file=sys.stderr, flush=True)
-    if sys.stderr.isatty():
-        print("\r\033[K", end="", file=sys.stderr)
+        if sys.stderr.isatty() and number % 100 == 0:
+            print(f"\r{policy:24}{number / len(trace):7.0%}\r", end="", file=sys.stderr)
     return cached
 
 
-lengths = np.array([arrival.length for arrival in trace])
-bound = infinite_cache(trace)
+bound = infinite_cache()
+print(f"{'infinite cache':24}{bound.sum() / lengths.sum():7.2%} of prompt tokens")
 results = {}
-print(f"{'infinite cache':24}{bound.sum() / lengths.sum():8.2%} of prompt tokens")
-for policy in POLICIES:
-    results[policy] = replay(policy)
-    print(f"{policy:24}{results[policy].sum() / lengths.sum():8.2%} of prompt tokens")
+for policy, (_, config) in POLICIES.items():
+    results[policy] = replay(policy, config)
+    print(f"{policy:24}{results[policy].sum() / lengths.sum():7.2%} of prompt tokens")
 
-# %% The plot: over time, and in all
-if "ipykernel" not in sys.modules:
-    matplotlib.use("Agg")  # no display
-import matplotlib.pyplot as plt  # noqa: E402
-
-COLORS = {"round robin": "#9e9e9e", "fewest active requests": "#e69f00", "approximate prefix": "#56b4e9", "exact prefix": "#0b5394"}
+# %% The plot: hit rates over time, and in all
 minutes = np.array([arrival.at for arrival in trace]) / 60
-edges = np.linspace(minutes[0], max(minutes[-1], minutes[0] + 1e-3), 25)
+edges = np.linspace(0, max(minutes[-1], 1e-3), 25)
 window = np.clip(np.searchsorted(edges, minutes, side="right") - 1, 0, 23)
 asked = np.maximum(np.bincount(window, lengths, 24), 1)
-
-figure, (over_time, in_all) = plt.subplots(1, 2, figsize=(11, 4.5), width_ratios=[5, 3], layout="constrained")
-figure.suptitle(f"What caches had of {len(trace):,} prompts: {options.endpoints} engines, {options.blocks * BLOCK:,} tokens each")
-for name, cached in {"infinite cache, shared by all": bound, **results}.items():
-    style = {"color": COLORS.get(name, "black"), "linestyle": "-" if name in COLORS else ":"}
-    over_time.plot((edges[:-1] + edges[1:]) / 2, 100 * np.bincount(window, cached, 24) / asked, label=name, **style)
-over_time.set(xlabel="time in the trace, minutes", ylabel="hit rate, % of prompt tokens", ylim=(0, None), xlim=(edges[0], edges[-1]))
-over_time.legend(loc="upper left", fontsize="small", frameon=False)
-totals = {name: 100 * cached.sum() / lengths.sum() for name, cached in reversed(results.items())}
-bars = in_all.barh(list(totals), list(totals.values()), color=[COLORS[name] for name in totals])
-in_all.bar_label(bars, fmt="%.1f %%", padding=4)
-in_all.axvline(100 * bound.sum() / lengths.sum(), color="black", linestyle=":")
-in_all.set(xlabel="hit rate of the whole replay, % of prompt tokens", xlim=(0, 115 * bound.sum() / lengths.sum() + 1))
-for axes in (over_time, in_all):
+shape = {"figsize": (11, 4.5), "width_ratios": [2, 1], "layout": "constrained"}
+figure, (left, right) = plt.subplots(1, 2, **shape)
+engines = f"{options.endpoints} engines of {options.blocks * BLOCK:,} tokens"
+figure.suptitle(f"Prompt tokens found in the cache: {len(trace):,} requests, {engines}")
+for name, cached in {"infinite cache": bound, **results}.items():
+    rates = 100 * np.bincount(window, cached, 24) / asked
+    color, style = (POLICIES[name][0], "-") if name in POLICIES else ("black", ":")
+    left.plot((edges[:-1] + edges[1:]) / 2, rates, style, color=color, label=name)
+left.set(xlim=(0, edges[-1]), ylim=0, xlabel="time in the trace, minutes")
+left.set_ylabel("hit rate, % of prompt tokens")
+figure.legend(loc="outside lower center", ncols=5, frameon=False)
+totals = [100 * cached.sum() / lengths.sum() for cached in results.values()]
+bars = right.barh(list(results), totals, color=[color for color, _ in POLICIES.values()])
+right.bar_label(bars, fmt="%.1f %%", padding=4)
+right.axvline(100 * bound.sum() / lengths.sum(), color="black", linestyle=":")
+right.set(xlabel="hit rate of the whole replay, %", xlim=(0, 120 * bound.sum() / lengths.sum() + 1))
+for axes in (left, right):
     axes.spines[["top", "right"]].set_visible(False)
 figure.savefig(options.out, dpi=150)
 print(f"plotted into {options.out}")

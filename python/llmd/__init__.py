@@ -1,11 +1,13 @@
 """Core of KV-cache-aware LLM serving: block hashes, KV events, prefix index, scheduler, block pool.
 
 The modules follow the C++ components of the same names. No function does I/O or starts a thread, and time is an
-argument; the GIL is released while the library works.
+argument; the GIL is released while the library works. Import the modules that you need: ``from llmd import index``.
 
->>> import llmd.hash
->>> llmd.hash.VllmHasher(block_size=4).hash_blocks([1, 2, 3, 4])[0].hex()[:16]
-'...'
+Examples
+--------
+>>> from llmd import hash
+>>> hash.VllmHasher("sha256_cbor", block_size=4, seed="0").hash_blocks([0, 1, 2, 3])[0].hex()[:8]
+'8d4c7c82'
 """
 
 from llmd import _core, errors

@@ -17,7 +17,15 @@ _Memory: TypeAlias = tuple[int, tuple[tuple[str, int, int, int], ...]]
 # hash
 
 class Tag(str):
-    """A string literal of the engine's source: one Python object however often it occurs."""
+    """A string literal of the engine's source: one Python object however often it occurs. Pickle tells it apart.
+
+    Examples
+    --------
+    >>> from llmd import hash
+    >>> extras = hash.RequestExtras(lora_name="sql")
+    >>> hash.request_extra_keys(extras, block_size=16, count=1, style="tagged")
+    [(('lora', 'sql', ''),)]
+    """
 
 @final
 class VllmHasher:
@@ -191,24 +199,28 @@ class PublisherStream:
 
 @final
 class NamespaceId:
-    """128-bit name of a namespace; hashable."""
+    """128-bit name of a namespace; hashable. `make_namespace` and `request_namespace` make one."""
 
     def __init__(self, hi: int, lo: int, /) -> None: ...
     @property
-    def hi(self) -> int: ...
+    def hi(self) -> int:
+        """Upper 64 bits."""
     @property
-    def lo(self) -> int: ...
+    def lo(self) -> int:
+        """Lower 64 bits."""
     def __hash__(self) -> int: ...
 
 @final
 class HolderId:
-    """Handle of a holder; hashable. A slot is reused under another generation."""
+    """Handle of a holder; hashable. `PrefixIndex.add_holder` makes one."""
 
     def __init__(self, slot: int, generation: int, /) -> None: ...
     @property
-    def slot(self) -> int: ...
+    def slot(self) -> int:
+        """As in the rows of a `Match`; reused under another generation."""
     @property
-    def generation(self) -> int: ...
+    def generation(self) -> int:
+        """Tells apart the holders that have had this slot."""
     def __hash__(self) -> int: ...
 
 @final
@@ -407,13 +419,15 @@ class KvCacheManager(_Pool):
 
 @final
 class EndpointHandle:
-    """Names an endpoint for as long as it lives; hashable. A slot is reused under another generation."""
+    """Names an endpoint for as long as it lives; hashable. `EndpointPool.add` makes one."""
 
     def __init__(self, slot: int, generation: int) -> None: ...
     @property
-    def slot(self) -> int: ...
+    def slot(self) -> int:
+        """Reused under another generation."""
     @property
-    def generation(self) -> int: ...
+    def generation(self) -> int:
+        """Tells apart the endpoints that have had this slot."""
     def __hash__(self) -> int: ...
 
 @final
@@ -424,38 +438,50 @@ class Endpoint:
     def position(self) -> int:
         """Index in the pool at that moment."""
     @property
-    def handle(self) -> EndpointHandle: ...
+    def handle(self) -> EndpointHandle:
+        """For the pool's functions."""
     @property
     def id(self) -> str:
         """``"namespace/name"``."""
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Unique together with `namespace`."""
     @property
-    def namespace(self) -> str: ...
+    def namespace(self) -> str:
+        """As given; ``"default"``."""
     @property
-    def address(self) -> str: ...
+    def address(self) -> str:
+        """Host name or IP."""
     @property
-    def port(self) -> int: ...
+    def port(self) -> int:
+        """1 to 65535."""
     @property
     def host_port(self) -> str:
         """``"address:port"``, IPv6 in brackets."""
     @property
-    def node_address(self) -> str: ...
+    def node_address(self) -> str:
+        """Of the machine; empty when not known."""
     @property
-    def rank(self) -> int: ...
+    def rank(self) -> int:
+        """Index among the ports of one pod."""
     @property
-    def labels(self) -> dict[str, str]: ...
+    def labels(self) -> dict[str, str]:
+        """As of a pod."""
     @property
-    def waiting(self) -> int | None: ...
+    def waiting(self) -> int | None:
+        """Requests in its queue."""
     @property
-    def running(self) -> int | None: ...
+    def running(self) -> int | None:
+        """Requests in its batch."""
     @property
-    def kv_usage(self) -> float | None: ...
+    def kv_usage(self) -> float | None:
+        """Fraction of its cache in use, 0 to 1."""
     @property
     def cache_block_size(self) -> int:
         """Tokens; 0 when the engine does not say."""
     @property
-    def cache_num_blocks(self) -> int: ...
+    def cache_num_blocks(self) -> int:
+        """Blocks; 0 when the engine does not say."""
     @property
     def updated(self) -> float | None:
         """When the newest of waiting, running and kv_usage was read."""
@@ -463,7 +489,8 @@ class Endpoint:
     def adapters(self) -> tuple[int, list[str], list[str]] | None:
         """Most at a time, active, waiting."""
     @property
-    def attributes(self) -> dict[str, float]: ...
+    def attributes(self) -> dict[str, float]:
+        """Named numbers, for plugins of one's own."""
     def __hash__(self) -> int: ...
 
 @final
@@ -474,9 +501,11 @@ class PluginContext:
     def request(self) -> Any:
         """The `llmd.sched.Request`."""
     @property
-    def now(self) -> float: ...
+    def now(self) -> float:
+        """Time of the decision, seconds since the epoch."""
     @property
-    def pool_size(self) -> int: ...
+    def pool_size(self) -> int:
+        """Endpoints in the pool."""
     @property
     def candidates(self) -> UInt32Array:
         """Positions of this call's candidates, shape (n,)."""
@@ -484,14 +513,17 @@ class PluginContext:
     def waiting(self) -> npt.NDArray[np.float64]:
         """Requests of each candidate, NaN where not known, shape (n,)."""
     @property
-    def running(self) -> npt.NDArray[np.float64]: ...
+    def running(self) -> npt.NDArray[np.float64]:
+        """Requests in each candidate's batch, NaN where not known, shape (n,)."""
     @property
-    def kv_usage(self) -> npt.NDArray[np.float64]: ...
+    def kv_usage(self) -> npt.NDArray[np.float64]:
+        """Fraction of each candidate's cache in use, NaN where not known, shape (n,)."""
     def attribute(self, name: str, /) -> npt.NDArray[np.float64]:
         """A named number of each candidate, NaN where there is none, shape (n,)."""
     def data(self, name: str, /) -> npt.NDArray[Any] | None:
         """What another plugin published, one element per position of the pool; None: nothing this time."""
-    def endpoint(self, position: int, /) -> Endpoint: ...
+    def endpoint(self, position: int, /) -> Endpoint:
+        """The endpoint at a position of the pool."""
     def random(self) -> int:
         """64 random bits, decided by the seed."""
 

@@ -16,7 +16,21 @@ from llmd._pool import _at
 
 @dataclass(frozen=True)
 class ProfileResult:
-    """What one profile chose. `state` is pending, skipped, failed or done; `port` 0 means the targets' own ports."""
+    """What one profile chose.
+
+    Attributes
+    ----------
+    state
+        pending, skipped, failed or done.
+    targets
+        Best first.
+    host_ports
+        The same as text, comma-joined.
+    port
+        0: the targets' own ports.
+    skip_reason
+        Why it was skipped.
+    """
 
     state: str
     targets: tuple[Endpoint, ...]
@@ -27,7 +41,15 @@ class ProfileResult:
 
 @dataclass(frozen=True)
 class Drop:
-    """A filter's decision against an endpoint."""
+    """A filter's decision against an endpoint.
+
+    Attributes
+    ----------
+    endpoint
+        Which.
+    filter, reason
+        Name of the plugin, and why.
+    """
 
     endpoint: Endpoint
     filter: str
@@ -40,6 +62,10 @@ class ProfileExplanation:
 
     Attributes
     ----------
+    state
+        As of a `ProfileResult`.
+    drops
+        What filters took away.
     scorers
         Names and weights.
     endpoints
@@ -48,6 +74,8 @@ class ProfileExplanation:
         Float64, shape (scorers, endpoints): as the scorer gave it (NaN: no opinion); clamped, times the weight.
     totals
         Float64, shape (endpoints,): the sum of `weighted`, bit for bit.
+    tie_seed
+        What decided among equals.
     picked
         Best first.
     """
@@ -83,6 +111,8 @@ class Explanation:
 
     Attributes
     ----------
+    seed, candidates
+        The seed; how many endpoints there were to choose from.
     profiles
         By name; those that did not run are empty.
     refused_by
@@ -110,6 +140,18 @@ class Flight:
 
     Tell it of the answer with `on_response_headers` and `on_response_body`; leaving the ``with`` block, `close` or
     garbage collection undoes what is left, once.
+
+    Examples
+    --------
+    >>> from llmd.sched import EndpointPool, Request, Scheduler, make_config
+    >>> pool = EndpointPool()
+    >>> _ = pool.add("a", "10.0.0.1", 8000)
+    >>> decision = Scheduler(make_config(["active-request-scorer"])).schedule(Request("m"), pool, seed=1)
+    >>> with decision.dispatch() as flight:
+    ...     flight  # send the request, with flight.headers; read the answer
+    Flight(open=True)
+    >>> flight
+    Flight(open=False)
     """
 
     def __init__(self, core: Any) -> None:
@@ -145,6 +187,9 @@ class Flight:
         """The answer ended, or never came. May be called twice."""
         self._core.close()
 
+    def __repr__(self) -> str:
+        return f"Flight(open={self.open})"
+
     def __enter__(self) -> Flight:
         return self
 
@@ -155,7 +200,20 @@ class Flight:
 
 
 class Decision:
-    """The result of scheduling one request."""
+    """The result of scheduling one request.
+
+    Examples
+    --------
+    >>> from llmd.sched import EndpointPool, Request, Scheduler, make_config
+    >>> pool, scheduler = EndpointPool(), Scheduler(make_config(["queue-scorer"]))
+    >>> decision = scheduler.schedule(Request("m"), pool, check=False)
+    >>> decision.ok, decision.code, decision.http_status
+    (False, 'UNAVAILABLE', 503)
+    >>> _ = pool.add("a", "10.0.0.1", 8000)
+    >>> decision = scheduler.schedule(Request("m"), pool, seed=1)
+    >>> decision, decision.headers
+    (Decision(default: 10.0.0.1:8000), {'x-gateway-destination-endpoint': '10.0.0.1:8000'})
+    """
 
     def __init__(self, core: Any) -> None:
         self._core = core
@@ -168,6 +226,7 @@ class Decision:
 
     @property
     def message(self) -> str:
+        """Why the request was turned away; empty when `ok`."""
         return str(self._core.message)
 
     @property
@@ -177,6 +236,7 @@ class Decision:
 
     @property
     def http_status(self) -> int:
+        """What a proxy answers a request that was turned away; 200 when `ok`."""
         return int(self._core.http_status)
 
     @property
@@ -186,6 +246,7 @@ class Decision:
 
     @property
     def seed(self) -> int:
+        """The seed that decided among equals; with it the decision can be taken again."""
         return int(self._core.seed)
 
     @property
@@ -240,6 +301,7 @@ class Decision:
 
     @property
     def explanation(self) -> Explanation:
+        """Why it came out so. Made when it is first read."""
         if self._explanation is None:
             at = self._core.endpoint
             profiles = {}

@@ -25,7 +25,41 @@ def pairs_of(headers: Headers) -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class ExtProcOptions:
-    """As ``llmd::gateway::ExtProcOptions``; see the header for what each means. Sizes are in bytes."""
+    """Limits and behaviour of an `ExtProcStream`.
+
+    Attributes
+    ----------
+    max_body_bytes
+        Of a request; a longer one is refused with 413.
+    max_response_body_bytes
+        Held back; a longer response is passed on as it comes.
+    max_headers, max_header_bytes
+        More are refused with 431.
+    max_subset_entries
+        Of the endpoints that a client may choose from; further ones are ignored.
+    chunk_bytes
+        Of a streamed body answer.
+    single_destination
+        Only the first destination, for data planes that cannot read a list.
+    refuse_unknown_paths
+        A request whose path nothing claims is refused with 400 instead of being forwarded without a prompt.
+    require_model
+        400 when neither the body nor a header names a model.
+    strip_client_headers
+        Control headers of the client are removed before the model server sees them.
+    resend_headers
+        Sends every received header back, though the data plane has them already.
+    mark_responses
+        Marks processed responses with ``x-went-into-resp-headers``.
+    report_served_endpoint
+        Copies the served endpoint to ``x-conformance-test-served-endpoint``.
+    skip_response
+        Ends the stream after the request has been answered.
+    assumed_request_body_mode, assumed_response_body_mode
+        For a data plane that does not say how it sends bodies: none, streamed, buffered, buffered_partial, full_duplex.
+    override_request_body_mode, override_response_body_mode
+        Asks for another mode; the data plane must allow it.
+    """
 
     max_body_bytes: int = 64 << 20
     max_response_body_bytes: int = 64 << 20
@@ -49,7 +83,39 @@ class ExtProcOptions:
 
 @dataclass(frozen=True)
 class RequestFacts:
-    """What is known when a decision is due."""
+    """What is known when a decision is due.
+
+    Attributes
+    ----------
+    headers
+        Of the request, names in lower case.
+    request_id
+        Made here when the client sent none.
+    method, path
+        Of the request.
+    api
+        As of `api_of_path`.
+    openai
+        The body as it was read; empty when there is none, or `api` is "none".
+    body
+        What there is of it.
+    bodyless
+        No body will come: any endpoint will do.
+    headers_only
+        The body is not sent to us: decide from the headers.
+    truncated
+        Only the beginning of the body was sent; it is not interpreted.
+    incoming_model, target_model
+        As the client wrote it, and after the rewrite header.
+    can_rewrite_model
+        Whether `ExtProcStream.decide` may name another model.
+    objective, fairness_id
+        As the client's headers say.
+    subset
+        Endpoints to choose from; None: all.
+    received, complete
+        Times of the first message and of the last byte.
+    """
 
     headers: dict[str, str]
     request_id: str
@@ -73,7 +139,25 @@ class RequestFacts:
 
 @dataclass(frozen=True)
 class ResponseFacts:
-    """What is known of the response so far."""
+    """What is known of the response so far.
+
+    Attributes
+    ----------
+    headers
+        Names in lower case.
+    status
+        HTTP; 0 when not known.
+    streaming, ended
+        It is a stream of events; it has ended.
+    served_endpoint
+        ``"ip:port"``; empty: the data plane did not say, so it is the first destination.
+    body_bytes, chunks
+        Size, and pieces that were not empty.
+    usage
+        None until one was seen.
+    started, first_byte, last_byte
+        Times of the headers, and of the body.
+    """
 
     headers: dict[str, str]
     status: int
@@ -90,7 +174,19 @@ class ResponseFacts:
 
 @dataclass(frozen=True)
 class Completion:
-    """How it went: natural, client_disconnect, evicted or error; `refused_with` is the status of our own answer."""
+    """How it went.
+
+    Attributes
+    ----------
+    cause
+        natural, client-disconnect, evicted or error.
+    routed
+        A decision was sent.
+    refused_with
+        HTTP status of our own answer; 0: none.
+    error
+        Why, for the cause error.
+    """
 
     cause: str
     routed: bool
@@ -111,24 +207,35 @@ class ExtProcStream:
 
     Examples
     --------
-    A host's loop::
+    A host's loop; `messages` come from Envoy, and `answers` go there.
 
-        stream = ExtProcStream()
-        async for message in grpc_stream:
-            if stream.receive(message) == "needs_decision":
-                stream.decide_with(schedule(stream.facts))
-            while (answer := stream.next()) is not None:
-                await grpc_stream.write(answer)
-            if stream.finished:
-                break
-        stream.close()
+    >>> def serve(messages, answers, schedule):
+    ...     stream = ExtProcStream()
+    ...     for message in messages:
+    ...         if stream.receive(message) == "needs_decision":
+    ...             stream.decide_with(schedule(stream.facts))
+    ...         while (answer := stream.next()) is not None:
+    ...             answers.append(answer)
+    ...         if stream.finished:
+    ...             break
+    ...     stream.close()
+    ...     return stream.status
+    >>> serve([b"no ProcessingRequest"], [], schedule=None)[0]  # a gRPC code
+    3
     """
 
     def __init__(self, options: ExtProcOptions | None = None, *, seed: int = 0) -> None:
         self._core = _core.ExtProcStream(vars(options or ExtProcOptions()), seed)
 
     def receive(self, message: bytes, *, now: float | None = None) -> Event:
-        """Takes a serialized ProcessingRequest."""
+        """Takes a serialized ProcessingRequest.
+
+        Returns
+        -------
+        str
+            "needs_decision": `facts` is complete, call `decide`, `decide_with` or `refuse`. "request_refused": by this
+            object. "response_headers", "response_body", "response_end": see `response`. "failed": see `status`. Else "none".
+        """
         event: Event = self._core.receive(message, _at(now))
         return event
 
@@ -148,6 +255,7 @@ class ExtProcStream:
 
     @property
     def response(self) -> ResponseFacts:
+        """What is known of the response so far."""
         parts = self._core.response
         parts["usage"] = usage_of(parts["usage"])
         return ResponseFacts(**parts)
@@ -248,6 +356,7 @@ class ExtProcStream:
 
     @property
     def needs_decision(self) -> bool:
+        """Whether a decision is due."""
         return bool(self._core.needs_decision)
 
     @property
@@ -263,19 +372,26 @@ class ExtProcStream:
 
     @property
     def request_body_mode(self) -> str:
+        """How the data plane sends the request's body."""
         return str(self._core.request_body_mode)
 
     @property
     def response_body_mode(self) -> str:
+        """How the data plane sends the response's body."""
         return str(self._core.response_body_mode)
 
     @property
     def ignored_messages(self) -> int:
+        """Messages that needed no attention: those after an end of stream."""
         return int(self._core.ignored_messages)
 
     @property
     def held_bytes(self) -> int:
+        """Memory for bodies that are held back."""
         return int(self._core.held_bytes)
+
+    def __repr__(self) -> str:
+        return f"ExtProcStream(needs_decision={self.needs_decision}, finished={self.finished})"
 
 
 __all__ = [

@@ -13,7 +13,15 @@ from llmd import _core
 
 @dataclass(frozen=True)
 class ChatMessage:
-    """A message of a conversation: its role and the pieces of text that it has."""
+    """A message of a conversation.
+
+    Attributes
+    ----------
+    role
+        user, assistant, system, ...
+    text
+        Its pieces of text.
+    """
 
     role: str
     text: tuple[str, ...]
@@ -21,7 +29,15 @@ class ChatMessage:
 
 @dataclass(frozen=True)
 class OpenAIPrompt:
-    """A prompt: pieces of text, or token ids (uint32 array)."""
+    """A prompt: text or token ids.
+
+    Attributes
+    ----------
+    text
+        Pieces, to be joined without a separator.
+    tokens
+        Ids, uint32, shape (n,); empty for a text.
+    """
 
     text: tuple[str, ...]
     tokens: npt.NDArray[np.uint32] = field(compare=False)
@@ -29,7 +45,21 @@ class OpenAIPrompt:
 
 @dataclass(frozen=True)
 class MediaItem:
-    """A picture, a sound or a video. `hash` tells contents apart; `piece` is the number of text pieces before it."""
+    """A picture, a sound or a video.
+
+    Attributes
+    ----------
+    modality, format
+        What it is, and in which format.
+    data
+        URL or data, as it came.
+    hash
+        Tells contents apart.
+    piece
+        Number of text pieces before it.
+    offset, length
+        Placeholder tokens, where the request has token ids.
+    """
 
     modality: str
     data: str
@@ -46,12 +76,32 @@ class OpenAIRequest:
 
     Attributes
     ----------
+    api
+        As of `api_of_path`.
+    model
+        Empty when there is none.
     text
         The prompt as text, in the order in which it reaches the model, to be joined without a separator.
+    messages
+        Of a conversation.
+    prompts
+        Of a completions or embeddings request; one for other interfaces.
+    media
+        Pictures, sounds and videos, in order.
     model_values
         (begin, size) in bytes of every top-level value of "model", for `replace_model`.
-    raw_messages, raw_tools, ...
+    stream, include_usage
+        Whether the answer is to be streamed, with its usage at the end.
+    max_output_tokens
+        None when not said.
+    cache_salt
+        Empty for none.
+    user, prompt_cache_key, previous_response_id, conversation, session_id
+        By which a session may be told; empty when absent.
+    raw_messages, raw_tools, raw_chat_template, raw_chat_template_kwargs
         JSON as it came, empty when absent: what a renderer of chats needs.
+    add_generation_prompt, continue_final_message
+        How to render a chat.
     """
 
     api: str
@@ -79,6 +129,7 @@ class OpenAIRequest:
 
     @property
     def prompt_text(self) -> str:
+        """The pieces of `text`, joined."""
         return "".join(self.text)
 
 
@@ -92,12 +143,18 @@ def request_of(parts: dict[str, Any]) -> OpenAIRequest:
 
 
 def api_of_path(path: str) -> str:
-    """The interface that claims a path: ``"chat_completions"`` and so on; see `OpenAIRequest.api`.
+    """The interface that claims a path, ``"none"`` when none does.
+
+    Returns
+    -------
+    str
+        "chat completions", "completions", "responses", "conversations", "embeddings", "images", "messages" (Anthropic),
+        "vLLM generate", "SGLang generate", or one of vLLM's gRPC service.
 
     Examples
     --------
-    >>> api_of_path("/v1/chat/completions?x=1") == api_of_path("/v1/chat/completions")
-    True
+    >>> api_of_path("/v1/chat/completions?x=1"), api_of_path("/v1/models")
+    ('chat completions', 'none')
     """
     return str(_core.api_of_path(path))
 
@@ -105,12 +162,30 @@ def api_of_path(path: str) -> str:
 def parse_request(path: str, body: bytes, *, max_depth: int = 256, max_body_bytes: int = 64 << 20) -> OpenAIRequest:
     """Reads the body that was sent to `path`. The whole of it is validated.
 
+    Parameters
+    ----------
+    path
+        Of the request; see `api_of_path`.
+    body
+        JSON.
+    max_depth
+        Of nested objects and arrays.
+    max_body_bytes
+        A longer one is refused.
+
     Raises
     ------
     ValueError
         With the byte and the reason.
     ResourceExhaustedError
         Over a limit.
+
+    Examples
+    --------
+    >>> body = b'{"model": "m", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 7}'
+    >>> request = parse_request("/v1/chat/completions", body)
+    >>> request.prompt_text, request.max_output_tokens
+    ('hello', 7)
     """
     return request_of(_core.parse_openai(api_of_path(path), body, max_depth, max_body_bytes))
 
@@ -129,7 +204,15 @@ def replace_model(body: bytes, request: OpenAIRequest, model: str) -> bytes:
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens as a model server counts them."""
+    """Tokens as a model server counts them.
+
+    Attributes
+    ----------
+    prompt_tokens, completion_tokens, total_tokens
+        Of the request.
+    cached_tokens
+        Of the prompt, found in the cache.
+    """
 
     prompt_tokens: int
     completion_tokens: int
@@ -143,6 +226,11 @@ def usage_of(parts: tuple[int, int, int, int] | None) -> Usage | None:
 
 class UsageReader:
     """Reads the usage from an answer as it passes.
+
+    Parameters
+    ----------
+    event_stream
+        The answer is a stream of events, otherwise one JSON object.
 
     Examples
     --------
@@ -167,6 +255,9 @@ class UsageReader:
     def usage(self) -> Usage | None:
         """None until one was seen."""
         return usage_of(self._core.usage)
+
+    def __repr__(self) -> str:
+        return f"UsageReader(usage={self.usage})"
 
 
 __all__ = [

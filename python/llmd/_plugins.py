@@ -20,24 +20,76 @@ Floats = npt.NDArray[np.float64]
 
 
 class Scorer(Protocol):
-    """Says how good each candidate is."""
+    """Says how good each candidate is.
+
+    Examples
+    --------
+    >>> class ShortQueue:
+    ...     def score(self, context, candidates, scores):
+    ...         scores[:] = 1 / (1 + context.waiting)  # shape (candidates,); NaN stays: no opinion
+    """
 
     def score(self, context: Context, candidates: Positions, scores: Floats) -> Any:
-        """Fills `scores` (all NaN: no opinion), or returns as many numbers; the profile clamps them to 0..1."""
+        """Fills `scores` (all NaN: no opinion), or returns as many numbers; the profile clamps them to 0..1.
+
+        Parameters
+        ----------
+        context : Context
+            The request and the candidates' metrics.
+        candidates : ndarray of uint32, shape (n,)
+            Positions in the pool.
+        scores : ndarray of float64, shape (n,)
+            To be filled.
+        """
 
 
 class Filter(Protocol):
-    """Says which candidates must not serve the request. An attribute ``reason`` says why, for explanations."""
+    """Says which candidates must not serve the request. An attribute ``reason`` says why, for explanations.
+
+    Examples
+    --------
+    >>> class HasRoom:
+    ...     reason = "cache is full"
+    ...     def filter(self, context, candidates):
+    ...         return ~(context.kv_usage > 0.95)  # what is not known stays
+    """
 
     def filter(self, context: Context, candidates: Positions) -> Iterable[Any]:
-        """One element for each candidate: true or None keeps it, false or a reason (str) drops it."""
+        """One element for each candidate: true or None keeps it, false or a reason (str) drops it.
+
+        Parameters
+        ----------
+        context : Context
+            The request and the candidates' metrics.
+        candidates : ndarray of uint32, shape (n,)
+            Positions in the pool.
+        """
 
 
 class Picker(Protocol):
-    """Chooses among the candidates that are left."""
+    """Chooses among the candidates that are left.
+
+    Examples
+    --------
+    >>> class Best:
+    ...     def pick(self, context, positions, scores, ties):
+    ...         return [positions[np.lexsort((ties, scores))[-1]]]
+    """
 
     def pick(self, context: Context, positions: Positions, scores: Floats, ties: npt.NDArray[np.uint64]) -> Any:
-        """Returns the positions chosen, best first, at least one. `ties` is a random rank, to decide among equals."""
+        """Returns the positions chosen, best first, at least one.
+
+        Parameters
+        ----------
+        context : Context
+            The request and the candidates' metrics.
+        positions : ndarray of uint32, shape (n,)
+            The candidates.
+        scores : ndarray of float64, shape (n,)
+            Their weighted sums.
+        ties : ndarray of uint64, shape (n,)
+            A random rank, to decide among equals.
+        """
 
 
 class Producer(Protocol):
@@ -45,10 +97,25 @@ class Producer(Protocol):
 
     An attribute ``produces`` says which: PrefixCacheMatchInfo, InFlightLoad, UncachedRequestTokens (structured
     arrays) or Number (float64, the default).
+
+    Examples
+    --------
+    >>> class Load:
+    ...     produces = "Number"
+    ...     def produce(self, context, values):
+    ...         values[:] = context.waiting + context.running
     """
 
     def produce(self, context: Context, values: npt.NDArray[Any]) -> Any:
-        """Fills `values` (one element for each position of the pool), or returns them; False publishes nothing."""
+        """Fills `values`, or returns them; False publishes nothing.
+
+        Parameters
+        ----------
+        context : Context
+            The request; all endpoints are candidates.
+        values : ndarray, shape (pool_size,)
+            One element for each position of the pool.
+        """
 
 
 _Factory = TypeVar("_Factory", bound=Callable[..., Any])
@@ -92,6 +159,15 @@ class Registry:
     ) -> _Factory | Callable[[_Factory], _Factory]:
         """Registers a class or function under a type name; without a factory it is a decorator.
 
+        Parameters
+        ----------
+        type_name : str
+            As in ``type:`` of a configuration.
+        factory : callable, optional
+            Called with the plugin's parameters as keyword arguments, once for each plugin of that type.
+        experimental : bool
+            Configurations may use it with ``allow_experimental`` alone.
+
         Raises
         ------
         AlreadyExistsError
@@ -105,8 +181,11 @@ class Registry:
         return add if factory is None else add(factory)
 
     def types(self) -> list[str]:
-        """All names."""
+        """All names, those of the library's own plugins included."""
         return list(self._core.types())
+
+    def __repr__(self) -> str:
+        return f"Registry({len(self.types())} types)"
 
 
 registry = Registry()
@@ -115,7 +194,15 @@ registry = Registry()
 
 @dataclass(frozen=True)
 class PluginCost:
-    """What a plugin written in Python took: `seconds` in all, `gil_seconds` of that waiting for the GIL."""
+    """What a plugin written in Python took.
+
+    Attributes
+    ----------
+    calls, errors : int
+        Calls, and those that raised or returned nonsense.
+    seconds, gil_seconds : float
+        In all, and of that waiting for the GIL.
+    """
 
     calls: int
     errors: int
@@ -128,7 +215,13 @@ def costs_of(tuples: Iterable[tuple[str, int, int, float, float]]) -> dict[str, 
 
 
 class PluginError(Error):
-    """A plugin written in Python failed. ``plugin`` is its name, ``__cause__`` what it raised."""
+    """A plugin written in Python failed; ``__cause__`` is what it raised.
+
+    Attributes
+    ----------
+    plugin : str
+        Its name.
+    """
 
     def __init__(self, message: str, plugin: str) -> None:
         super().__init__(message)

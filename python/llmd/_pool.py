@@ -30,6 +30,15 @@ class EndpointPool:
     """The endpoints among which decisions are taken, and what was last measured there.
 
     A decision works on the pool as it was at its beginning. A value that was never set is unknown, which is not zero.
+
+    Examples
+    --------
+    >>> pool = EndpointPool()
+    >>> endpoint = pool.add("a", "10.0.0.1", 8000, labels={"llm-d.ai/role": "decode"})
+    >>> pool.set_metrics(endpoint, waiting=3, kv_usage=0.5, at=0.0)
+    >>> a = pool.find("default/a")
+    >>> a, a.waiting, a.running
+    (Endpoint(default/a at 10.0.0.1:8000), 3, None)
     """
 
     def __init__(self) -> None:
@@ -129,6 +138,8 @@ class EndpointPool:
         ------
         NotFoundError
             When the endpoint is not in the pool.
+        ValueError
+            For a count below 0, or a `kv_usage` that is no fraction.
         """
         self._core.set_metrics(
             endpoint,
@@ -191,6 +202,14 @@ class KeyChain:
         Tokens per block.
     keys
         uint64 array, shape (blocks,).
+
+    Examples
+    --------
+    >>> from llmd.hash import content_keys
+    >>> from llmd.index import request_namespace
+    >>> chain = KeyChain(request_namespace("m"), 16, content_keys(list(range(48))))
+    >>> Prompt(token_count=48, chains=[chain])
+    Prompt(48 tokens, [3] keys)
     """
 
     namespace: NamespaceId
@@ -200,7 +219,17 @@ class KeyChain:
 
 @dataclass(frozen=True)
 class MultimodalItem:
-    """An image, a sound or a video inside a prompt; `offset` and `length` are its placeholder tokens."""
+    """An image, a sound or a video inside a prompt.
+
+    Attributes
+    ----------
+    modality : str
+        ``"image"``, ``"audio"``, ``"video"``.
+    hash : str
+        Of its content, as the engine names it.
+    offset, length : int
+        Its placeholder tokens.
+    """
 
     modality: str
     hash: str
@@ -251,6 +280,7 @@ class Prompt:
 
     @property
     def token_count(self) -> int:
+        """Tokens, whether they are known or only counted."""
         return int(self._core.token_count)
 
     @property
@@ -283,6 +313,15 @@ class Request:
         Below 0: may be shed.
     size_bytes
         Of the body.
+
+    Attributes
+    ----------
+    model, id, priority
+        As given.
+    prompts
+        A tuple.
+    headers
+        A tuple of pairs; names in lower case.
 
     Examples
     --------

@@ -3,6 +3,17 @@
 Wrong arguments raise ``ValueError`` (a value out of range) or ``TypeError`` (a value of the wrong kind), and something
 that is not there raises `NotFoundError`, a ``KeyError``. Everything else is a subclass of `Error`. The message names
 the field, the value and the limit.
+
+Examples
+--------
+>>> from llmd.index import PrefixIndex
+>>> index = PrefixIndex(max_holders=1)
+>>> _ = index.add_holder("10.0.0.1:8000")
+>>> try:
+...     index.add_holder("10.0.0.1:8000")
+... except Error as error:
+...     print(type(error).__name__, "-", error)
+AlreadyExistsError - holder 10.0.0.1:8000 tier gpu exists already; retire it first
 """
 
 

@@ -496,17 +496,18 @@ class StreamCounters(NamedTuple):
     Attributes
     ----------
     applied, duplicates, dropped : int
-        Batches: given to the host; seen before; held for a replay and given up.
+        Batches: given to the host; live ones seen before; live ones not applied when they came, which a replay may have
+        brought later.
     gaps_total : int
-        Jumps of the sequence number.
+        Times a batch was missing, live or in a replay.
     events_lost_total : int
-        Batches that never came, not even by a replay.
+        Batches passed over for good.
     restarts, clears : int
-        Of the publisher; of what it announced.
+        Restarts of the publisher that were noticed; times that what it had announced became void.
     replays_requested, replays_failed : int
-        Requests.
+        Requests, and those given up.
     malformed : int
-        Replies that were none.
+        Messages that broke the protocol.
     """
 
     applied: int

@@ -1,6 +1,11 @@
 """What a gateway needs besides a scheduler: the endpoint-picker protocol on bytes, OpenAI requests, session affinity,
 consistent hashing as Envoy's, metrics pages of engines, and endpoints files.
 
+Nothing here does I/O. Any thread may call anything; calls of one object take turns. Text that came from outside and
+is not UTF-8 is kept with surrogates (``errors="surrogateescape"``).
+
+Examples
+--------
 >>> from llmd import gateway
 >>> request = gateway.parse_request("/v1/completions", b'{"model": "m", "prompt": [1, 2, 3], "stream": true}')
 >>> request.model, request.prompts[0].tokens.tolist(), request.stream
@@ -8,9 +13,6 @@ consistent hashing as Envoy's, metrics pages of engines, and endpoints files.
 >>> ring = gateway.RingHash(["10.0.0.1:8000", "10.0.0.2:8000"])
 >>> ring.pick(gateway.hash_header("session-7"))
 1
-
-Nothing here does I/O. Any thread may call anything; calls of one object take turns. Text that came from outside and
-is not UTF-8 is kept with surrogates (``errors="surrogateescape"``).
 """
 
 from __future__ import annotations
@@ -51,7 +53,15 @@ from llmd._pool import EndpointPool, _at
 
 @dataclass(frozen=True)
 class SessionSource:
-    """A header or cookie that may name the session."""
+    """A header or cookie that may name the session.
+
+    Attributes
+    ----------
+    kind
+        header or cookie.
+    name
+        Of it.
+    """
 
     kind: Literal["header", "cookie"]
     name: str
@@ -59,7 +69,17 @@ class SessionSource:
 
 @dataclass(frozen=True)
 class SessionId:
-    """What was found. `result` is found, absent, too_long or control (a control character); `source` an index."""
+    """What was found; true when there is a session.
+
+    Attributes
+    ----------
+    result
+        found, absent, too_long or control (a control character).
+    source
+        Index of the `SessionSource`.
+    value
+        Name of the session.
+    """
 
     result: str
     source: int
@@ -71,6 +91,14 @@ class SessionId:
 
 class SessionIdReader:
     """Finds a request's session as the filter in front of a mesh does.
+
+    Parameters
+    ----------
+    sources
+        Where to look, first source first; by default the headers ``x-session-id`` and ``session-id``, then the
+        cookies ``session-id`` and ``session_id``.
+    max_bytes
+        A longer value is refused.
 
     Examples
     --------
@@ -88,7 +116,13 @@ class SessionIdReader:
 
 
 def find_cookie(cookie_header: str, name: str) -> str:
-    """The first cookie of that name; empty when there is none."""
+    """The first cookie of that name; empty when there is none.
+
+    Examples
+    --------
+    >>> find_cookie("theme=dark; sid=7", "sid")
+    '7'
+    """
     return str(_core.find_cookie(cookie_header, name))
 
 
@@ -97,7 +131,17 @@ def find_cookie(cookie_header: str, name: str) -> str:
 
 @dataclass(frozen=True)
 class HashHost:
-    """A host of a ring or table, known by its key."""
+    """A host of a ring or table.
+
+    Attributes
+    ----------
+    key
+        By which it is hashed, ``"address:port"``; see `envoy_address_key`.
+    weight
+        Its share, at least 1.
+    locality
+        Index of its locality's weight.
+    """
 
     key: str
     weight: int = 1
@@ -110,7 +154,15 @@ def _hosts(hosts: Iterable[HashHost | str]) -> list[tuple[str, int, int]]:
 
 
 def hash_hosts_of(pool: EndpointPool) -> list[HashHost]:
-    """The endpoints by address, so that a pick is a position."""
+    """The endpoints by address, so that a pick is a position.
+
+    Examples
+    --------
+    >>> pool = EndpointPool()
+    >>> _ = pool.add("a", "10.0.0.1", 8000)
+    >>> hash_hosts_of(pool)
+    [HashHost(key='10.0.0.1:8000', weight=1, locality=0)]
+    """
     return [HashHost(*parts) for parts in _core.hash_hosts_of(pool._core)]
 
 
@@ -126,22 +178,46 @@ def envoy_address_key(address: str, port: int) -> str:
 
 
 def xxhash64(text: bytes | str, seed: int = 0) -> int:
-    """XXH64, Envoy's hash of a cookie, a source IP or a query parameter."""
+    """XXH64, Envoy's hash of a cookie, a source IP or a query parameter.
+
+    Examples
+    --------
+    >>> hex(xxhash64("a"))
+    '0xd24ec4f1a98c6e5b'
+    """
     return int(_core.envoy_xxhash64(text.encode() if isinstance(text, str) else text, seed))
 
 
 def murmurhash2(text: bytes | str) -> int:
-    """What Envoy calls MURMUR_HASH_2."""
+    """What Envoy calls MURMUR_HASH_2.
+
+    Examples
+    --------
+    >>> murmurhash2("a") == murmurhash2(b"a")
+    True
+    """
     return int(_core.envoy_murmur2(text.encode() if isinstance(text, str) else text))
 
 
 def hash_header(*values: str) -> int:
-    """Envoy's hash of a header with these values, at least one."""
+    """Envoy's hash of a header with these values, at least one, in any order.
+
+    Examples
+    --------
+    >>> hash_header("a", "b") == hash_header("b", "a")
+    True
+    """
     return int(_core.hash_header_values(list(values)))
 
 
 def combine_hashes(hashes: Iterable[int]) -> int | None:
-    """Envoy's combination of several policies' hashes; None for none."""
+    """Envoy's combination of several policies' hashes; None for none.
+
+    Examples
+    --------
+    >>> combine_hashes([5]), combine_hashes([])
+    (5, None)
+    """
     out: int | None = _core.combine_hashes(list(hashes))
     return out
 
@@ -155,12 +231,15 @@ class _Table:
         return host
 
     def pick_many(self, hashes: npt.NDArray[np.uint64] | Sequence[int]) -> npt.NDArray[np.uint32]:
-        """Index of a host for each hash; 2**32 - 1 when there is none."""
+        """Index of a host for each hash, shape (n,); 2**32 - 1 when there is none."""
         out: npt.NDArray[np.uint32] = self._core.pick_many(hashes)
         return out
 
     def __len__(self) -> int:
         return len(self._core)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} entries)"
 
     def bounded(self, balance_factor: int) -> BoundedLoad:
         """A bound on the load of this table's hosts: percent of their share, at least 100, or 0 for no bound."""
@@ -174,13 +253,23 @@ class RingHash(_Table):
     ----------
     hosts
         `HashHost` or keys, in the order of the cluster.
+    min_ring_size, max_ring_size
+        Entries.
     function
         "xxhash" or "murmurhash2".
+    locality_weights
+        By `HashHost.locality`; none when there are no localities.
 
     Raises
     ------
     ValueError
         For empty or repeated keys, weights of 0, sizes out of range.
+
+    Examples
+    --------
+    >>> ring = RingHash(["10.0.0.1:8000", HashHost("10.0.0.2:8000", weight=3)])
+    >>> ring, ring.pick(hash_header("session-7")) in (0, 1)
+    (RingHash(1024 entries), True)
     """
 
     def __init__(
@@ -200,7 +289,21 @@ class RingHash(_Table):
 
 
 class Maglev(_Table):
-    """Envoy's Maglev, bit for bit. Immutable. `table_size` is prime.
+    """Envoy's Maglev, bit for bit. Immutable.
+
+    Parameters
+    ----------
+    hosts
+        `HashHost` or keys, in the order of the cluster.
+    table_size
+        Entries; a prime number.
+    locality_weights
+        As of `RingHash`.
+
+    Raises
+    ------
+    ValueError
+        As of `RingHash`.
 
     Examples
     --------
@@ -219,7 +322,15 @@ class Maglev(_Table):
 
 
 class BoundedLoad:
-    """A host that is too busy passes its requests on, always to the same other hosts for one hash."""
+    """A host that is too busy passes its requests on, always to the same other hosts for one hash.
+
+    Examples
+    --------
+    >>> ring = RingHash(["a:1", "b:1"])
+    >>> host, bound = ring.pick(7), ring.bounded(125)  # at most 125 % of a fair share
+    >>> bound.pick(host, 7, active=[0, 0]) == host, bound.pick(host, 7, active=[9 * (i == host) for i in (0, 1)]) == host
+    (True, False)
+    """
 
     def __init__(self, core: Any) -> None:
         self._core = core
@@ -245,7 +356,25 @@ class BoundedLoad:
 
 @dataclass(frozen=True)
 class EngineMetrics:
-    """What a page tells; None where it does not."""
+    """What a page tells; None where it does not.
+
+    Attributes
+    ----------
+    waiting, running
+        Requests.
+    kv_usage
+        Fraction of the cache in use, 0 to 1.
+    adapters
+        LoRA adapters: most at a time, active, waiting.
+    cache_block_size, cache_num_blocks
+        Tokens, blocks; 0 when not told.
+    attributes
+        Custom metrics by name.
+    updated
+        How many values the page gave.
+    problems
+        What was wrong with single metrics, or empty.
+    """
 
     waiting: int | None
     running: int | None
@@ -269,6 +398,8 @@ class EngineMetricsReader:
         Of llm-d's core-metrics-extractor: engineLabelKey, defaultEngine, engineConfigs.
     labels
         Of the endpoint's pod, instead of `engine`.
+    first_rank_alone
+        Of an engine with data-parallel ranks, reads the first one's series instead of adding them up.
 
     Examples
     --------
@@ -294,7 +425,11 @@ class EngineMetricsReader:
 
     @property
     def engine(self) -> str:
+        """Whose names of metrics are read."""
         return str(self._core.engine)
+
+    def __repr__(self) -> str:
+        return f"EngineMetricsReader({self.engine!r})"
 
     def read(self, page: bytes | str, *, now: float | None = None) -> EngineMetrics:
         """Reads a page by itself.
@@ -329,8 +464,17 @@ def _bytes(text: bytes | str) -> bytes:
 
 @dataclass(frozen=True)
 class EndpointsChange:
-    """How a pool changed: ids that were added; ids that changed, with the old handle and whether the address did;
-    handles that are gone. An endpoint that changed has a new handle, so its holders must be bound anew."""
+    """How a pool changed. An endpoint that changed has a new handle, so its holders must be bound anew.
+
+    Attributes
+    ----------
+    added
+        Ids, ``"namespace/name"``.
+    changed
+        (old handle, id, whether the address changed) of each.
+    removed
+        Handles that are gone.
+    """
 
     added: tuple[str, ...]
     changed: tuple[tuple[EndpointHandle, str, bool], ...]
@@ -340,10 +484,19 @@ class EndpointsChange:
 class EndpointsFile:
     """The content of an endpoints file, YAML or JSON.
 
+    Parameters
+    ----------
+    text
+        Of the file.
+    refuse_bad_entries
+        Otherwise a bad entry is passed over and told in `skipped`.
+    max_bytes
+        A longer text is refused.
+
     Raises
     ------
     ValueError
-        With the line. A bad entry is passed over and told in `skipped`, unless `refuse_bad_entries`.
+        With the line.
 
     Examples
     --------
@@ -369,7 +522,11 @@ class EndpointsFile:
 
     @property
     def skipped_count(self) -> int:
+        """Entries that were passed over."""
         return int(self._core.skipped_count)
+
+    def __repr__(self) -> str:
+        return f"EndpointsFile({len(self.endpoints)} endpoints, {self.skipped_count} skipped)"
 
     def apply(self, pool: EndpointPool) -> EndpointsChange:
         """Changes the pool so that it has exactly these endpoints."""

@@ -128,13 +128,13 @@ class IndexStats(NamedTuple):
     unknown_removes, unknown_parents, stale_holder_calls, namespace_mismatches : int
         Blocks, and calls, that named what is not there or belongs elsewhere.
     rebound_keys : int
-        Engine keys that came again for other content.
+        Engine keys that moved to other content.
     evicted_runs, evicted_holder_blocks : int
         Dropped to stay below the budget.
     holders, nodes, runs, holder_blocks : int
-        Now: live holders, nodes and runs of the tree, and blocks counted once for each of their holders.
+        Now: live holders; nodes, live or waiting for compaction; runs; pairs of a holder and a block.
     foreign_keys : int
-        Now: engine keys that are known under another holder's name.
+        Now: engine keys that are kept for one holder alone.
     """
 
     stored_blocks: int
@@ -439,15 +439,16 @@ class IngestCounters(NamedTuple):
     batches, stored_events, removed_events, cleared_events : int
         Applied.
     stored_blocks, removed_blocks : int
-        In these events.
+        Announced with tokens and filed, known ones included; removed that the holder had.
     tier_updates, tier_updates_unknown : int
-        Events that name blocks without tokens; those of blocks that nobody stored.
+        Blocks filed under another tier by hash alone; those whose hash nobody has announced.
     skipped_groups, skipped_sparse, skipped_malformed : int
-        Events passed over: of other KV-cache groups, of layers that do not keep all tokens, without sense.
+        Events passed over: of KV-cache groups that prefix matching cannot use; with tokens that do not fill the blocks;
+        without hashes, below a block of another model or block size, or cut off.
     orphans_parked, orphans_attached, orphans_dropped : int
-        Blocks whose parent is not known: waiting; found later; given up.
+        Events whose parent is not known: waiting since; attached later; given up.
     holders_refused : int
-        Holders for which the index had no room.
+        Events dropped because the index had no room for another holder.
     """
 
     batches: int

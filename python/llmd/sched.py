@@ -1,6 +1,12 @@
 """The scheduler: from a request and a pool of endpoints to the endpoint that serves it.
 
-A router in ten lines (``index`` is fed with what the workers hold, see `llmd.index` and `llmd.vllm.events`):
+Times are seconds since the epoch; where one is left out, it is ``time.time()``. A decision is a function of its
+arguments, of what indexes and plugins remember, and of the seed. Any thread may call anything; the GIL is released
+while the scheduler works, and taken again only around plugins written in Python.
+
+Examples
+--------
+A router in ten lines; `llmd.index` and `llmd.vllm.events` say how it learns what workers hold.
 
 >>> from llmd import sched
 >>> pool = sched.EndpointPool()
@@ -14,10 +20,6 @@ A router in ten lines (``index`` is fed with what the workers hold, see `llmd.in
 ('10.0.0.1:8000', 'b')
 >>> with decision.dispatch():  # counts as load until the answer has ended
 ...     pass
-
-Times are seconds since the epoch; where one is left out, it is ``time.time()``. A decision is a function of its
-arguments, of what indexes and plugins remember, and of the seed. Any thread may call anything; the GIL is released
-while the scheduler works, and taken again only around plugins written in Python.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class Config:
         Names, each with its plugins and weights (None: not given).
     warnings
         What is accepted but deserves a look.
+    text
+        As ``str()``.
     """
 
     plugins: tuple[tuple[str, str, Any], ...]
@@ -141,7 +145,14 @@ def _reference(refs: Mapping[str, float | None] | Iterable[str], plugin: str) ->
 
 
 def print_config(config: str | Config | Scheduler, *, source: str = "config", allow_experimental: bool = True) -> str:
-    """The configuration as YAML; of a `Scheduler`, the one in force with every default."""
+    """The configuration as YAML; of a `Scheduler`, the one in force with every default.
+
+    Examples
+    --------
+    >>> print(print_config(Scheduler(make_config(["queue-scorer"]))))
+    apiVersion: llm-d.ai/v1alpha1
+    ...
+    """
     if isinstance(config, Scheduler):
         return config.config
     if isinstance(config, str):
@@ -173,6 +184,15 @@ class Scheduler:
         Names the source, the line, the plugin or profile, and what was expected.
     FailedPreconditionError
         A prefix producer is configured, and its index is not given.
+
+    Examples
+    --------
+    >>> from llmd.index import ApproxIndex
+    >>> Scheduler(approximate=ApproxIndex())  # llm-d's defaults
+    Scheduler(profiles=['default'])
+    >>> Scheduler("plugins: []")
+    Traceback (most recent call last):
+    ValueError: config: line 1: apiVersion is missing, ...
     """
 
     def __init__(
@@ -222,7 +242,7 @@ class Scheduler:
 
     @property
     def profiles(self) -> list[str]:
-        """Names."""
+        """Names of the profiles."""
         return list(self._core.profiles)
 
     def costs(self) -> dict[str, PluginCost]:

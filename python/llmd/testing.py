@@ -1,15 +1,17 @@
 """A pool, a request and a scheduler made by hand, to test scorers and whole configurations with pytest.
 
+Any name is a text; the same name is the same text. What is not set is as at a freshly started endpoint that was never
+scraped. Decisions run the real scheduler with literal prefix indexes: in the exact source blocks are of 16 tokens, in
+the approximate one of 64. A failed ``assert`` shows the decision's explanation. One thread.
+
+Examples
+--------
 >>> from llmd.testing import TestBed, TestRequest, drops, picks
 >>> bed = TestBed()
 >>> _ = bed.endpoint("a").waiting(4).kv_usage(0.5).holds("chat", 512)  # has 512 tokens of the text "chat"
 >>> _ = bed.endpoint("b").waiting(0).kv_usage(0.1)
 >>> outcome = bed.decide(TestRequest("chat", 1024))  # a prompt of its first 1,024 tokens
 >>> assert outcome == picks("b")
-
-Any name is a text; the same name is the same text. What is not set is as at a freshly started endpoint that was never
-scraped. Decisions run the real scheduler with literal prefix indexes: in the exact source blocks are of 16 tokens, in
-the approximate one of 64. A failed ``assert`` shows the decision's explanation. One thread.
 """
 
 from __future__ import annotations
@@ -48,6 +50,13 @@ _NAMESPACE = NamespaceId(1, 1)
 
 class TestRequest:
     """A request of texts. Every method returns the request.
+
+    Parameters
+    ----------
+    text
+        Name of the text that the prompt is the beginning of; None: no prompt yet.
+    tokens
+        Length of the prompt.
 
     Examples
     --------
@@ -155,6 +164,16 @@ class Outcome:
         The decision itself.
     headers
         That go upstream; a removed one is None.
+    explanation
+        Why, as a table.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a").waiting(4), bed.endpoint("b").waiting(0)
+    >>> outcome = bed.decide(TestRequest("chat", 100))
+    >>> outcome.targets, outcome.scores_of("queue-scorer")
+    (['b'], {'a': 0.0, 'b': 1.0})
     """
 
     def __init__(self, decision: Decision, headers: Mapping[str, str | None], explanation: str) -> None:
@@ -208,7 +227,20 @@ class Outcome:
 
 
 class Matcher:
-    """Compared with an `Outcome` by ``==``; its ``repr`` says what was expected."""
+    """Compared with an `Outcome` by ``==``; its ``repr`` says what was expected.
+
+    Parameters
+    ----------
+    expected
+        What the outcome does, for a failed test.
+    matches
+        A function that tells whether an `Outcome` does it.
+
+    Examples
+    --------
+    >>> Matcher("has two candidates", lambda outcome: outcome.decision.explanation.candidates == 2)
+    <an outcome that has two candidates>
+    """
 
     def __init__(self, expected: str, matches: Any) -> None:
         self._expected = expected
@@ -230,32 +262,76 @@ def _close(given: Mapping[str, float], expected: Mapping[str, float]) -> bool:
 
 
 def picks(*names: str) -> Matcher:
-    """The primary profile's first targets are these, best first."""
+    """The primary profile's first targets are these, best first.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a").waiting(4), bed.endpoint("b").waiting(0)
+    >>> assert bed.decide(TestRequest("chat", 100)) == picks("b")
+    """
     return Matcher(f"picks {', '.join(names)}", lambda o: tuple(o.targets[: len(names)]) == names)
 
 
 def picks_in_order(names: Sequence[str]) -> Matcher:
-    """The primary profile's targets are exactly these."""
+    """The primary profile's targets are exactly these.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a")
+    >>> assert bed.decide(TestRequest("chat", 100)) == picks_in_order(["a"])
+    """
     return Matcher(f"picks exactly {list(names)}", lambda o: o.targets == list(names))
 
 
 def picks_for(profile: str, name: str) -> Matcher:
-    """The first target of a profile; "" when it was skipped or found none."""
+    """The first target of a profile; "" when it was skipped or found none.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a")
+    >>> assert bed.decide(TestRequest("chat", 100)) == picks_for("default", "a")
+    """
     return Matcher(f"picks {name!r} in profile {profile}", lambda o: (o.targets_of(profile) or [""])[0] == name)
 
 
 def scores(scorer: str, expected: Mapping[str, float], profile: str | None = None) -> Matcher:
-    """Raw scores of a scorer, to 9 digits."""
+    """Raw scores of a scorer, to 9 digits.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a").waiting(4), bed.endpoint("b").waiting(0)
+    >>> assert bed.decide(TestRequest("chat", 100)) == scores("queue-scorer", {"a": 0, "b": 1})
+    """
     return Matcher(f"scores {dict(expected)} by {scorer}", lambda o: _close(o.scores_of(scorer, profile), expected))
 
 
 def totals(expected: Mapping[str, float], profile: str | None = None) -> Matcher:
-    """Weighted sums, to 9 digits."""
+    """Weighted sums, to 9 digits.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.configure(make_config(["queue-scorer"], {"default": {"queue-scorer": 2}}))
+    >>> _ = bed.endpoint("a").waiting(4), bed.endpoint("b").waiting(0)
+    >>> assert bed.decide(TestRequest("chat", 100)) == totals({"a": 0, "b": 2})
+    """
     return Matcher(f"has the totals {dict(expected)}", lambda o: _close(o.totals(profile), expected))
 
 
 def drops(endpoint: str, filter: str, reason: str | None = None) -> Matcher:
-    """A filter of any profile dropped the endpoint."""
+    """A filter of any profile dropped the endpoint.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.configure(make_config(["decode-filter"]))
+    >>> _ = bed.endpoint("a").role("prefill"), bed.endpoint("b").role("decode")
+    >>> assert bed.decide(TestRequest("chat", 100)) == drops("a", "decode-filter")
+    """
 
     def matches(outcome: Outcome) -> bool:
         found = outcome.dropped().get(endpoint, [])
@@ -265,12 +341,23 @@ def drops(endpoint: str, filter: str, reason: str | None = None) -> Matcher:
 
 
 def sends_header(name: str, value: str | None) -> Matcher:
-    """A header that goes upstream; None: it is removed."""
+    """A header that goes upstream; None: it is removed.
+
+    Examples
+    --------
+    >>> sends_header("x-prefiller-host-port", "10.0.0.1:8000")
+    <an outcome that sends x-prefiller-host-port: 10.0.0.1:8000>
+    """
     return Matcher(f"sends {name}: {value}", lambda o: name in o.headers and o.headers[name] == value)
 
 
 def refuses(code: str, reason: str = "") -> Matcher:
-    """Ends with this code, such as ``"RESOURCE_EXHAUSTED"``, and dropped reason."""
+    """Ends with this code, such as ``"RESOURCE_EXHAUSTED"``, and dropped reason.
+
+    Examples
+    --------
+    >>> assert TestBed().decide(TestRequest("chat", 100)) == refuses("UNAVAILABLE", "rejected-no-endpoints")
+    """
     return Matcher(
         f"refuses with {code} {reason!r}",
         lambda o: o.decision.code == code and o.decision.dropped_reason == reason,
@@ -278,7 +365,14 @@ def refuses(code: str, reason: str = "") -> Matcher:
 
 
 class EndpointSetup:
-    """Sets up one endpoint. Every method returns it; labels and address come before all else."""
+    """Sets up one endpoint of a `TestBed`. Every method returns it; labels and address come before all else.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> bed.endpoint("a").role("decode").waiting(4).kv_usage(0.5).holds("chat", 512)
+    EndpointSetup('a')
+    """
 
     def __init__(self, bed: TestBed, name: str) -> None:
         self._bed = bed
@@ -347,6 +441,9 @@ class EndpointSetup:
         self._bed._states.add_in_flight(_IN_FLIGHT, self.handle, requests, tokens)
         return self
 
+    def __repr__(self) -> str:
+        return f"EndpointSetup({self._name!r})"
+
     def _metrics(self, **values: Any) -> EndpointSetup:
         self._bed.pool.set_metrics(self.handle, at=self._bed.now, **values)
         return self
@@ -357,7 +454,29 @@ class EndpointSetup:
 
 
 class TestBed:
-    """A cluster by names. Time stands still until `advance`."""
+    """A cluster by names. Time stands still until `advance`.
+
+    Parameters
+    ----------
+    registry
+        Plugin types; by default the library's, to which `registry` adds your own.
+
+    Attributes
+    ----------
+    pool
+        The endpoints.
+    now
+        Seconds since the epoch.
+    registry
+        Plugin types.
+
+    Examples
+    --------
+    >>> bed = TestBed()
+    >>> _ = bed.endpoint("a").waiting(4), bed.endpoint("b").waiting(0)
+    >>> bed.score("queue-scorer", {}, TestRequest("chat", 1024))
+    {'a': 0.0, 'b': 1.0}
+    """
 
     __test__ = False
 
@@ -437,6 +556,9 @@ class TestBed:
     def advance(self, seconds: float) -> None:
         """Time goes on."""
         self.now += seconds
+
+    def __repr__(self) -> str:
+        return f"TestBed({', '.join(self._endpoints)})"
 
     def _make(self, config: str | Config) -> Scheduler:
         scheduler = Scheduler.__new__(Scheduler)

@@ -10,11 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmd import _core
-from llmd._core import PluginContext
+from llmd._core import PluginContext as Context
 from llmd.errors import Error
 
-Context = PluginContext
-"""What a plugin written in Python sees of one decision; void after its call."""
 Positions = npt.NDArray[np.uint32]
 Floats = npt.NDArray[np.float64]
 

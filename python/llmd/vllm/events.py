@@ -1,12 +1,12 @@
 """A subscriber to the KV events of one engine.
 
-With a thread of its own, which ends with the ``with`` block::
+With a thread of its own, which ends with the ``with`` block:
 
     with KvEventSubscriber("tcp://10.0.0.7:5557", replay="tcp://10.0.0.7:5558") as events:
         for event in events:
             apply_to(ingestor, publisher, event)
 
-and with asyncio::
+and with asyncio:
 
     async for event in AsyncKvEventSubscriber("tcp://10.0.0.7:5557"):
         apply_to(ingestor, publisher, event)
@@ -75,6 +75,7 @@ class KvClear:
 
 
 KvItem = Union[KvBatch, KvClear]
+"""What a subscriber yields."""
 
 
 def apply_to(ingestor: KvEventIngestor, publisher: int, item: KvItem) -> bool:
@@ -255,13 +256,24 @@ class KvEventSubscriber(_Subscriber):
     topic
         Prefix to subscribe to; "" is all.
     mode
-        "strict" or "best_effort"; see `llmd.events.PublisherStream`, also for further options.
+        "strict" or "best_effort"; see `llmd.events.PublisherStream`.
     max_items
         Items that wait to be taken before the thread waits.
+    **stream_options
+        Further options of `llmd.events.PublisherStream`.
     """
 
-    def __init__(self, endpoint: str, *, max_items: int = 10000, **options: Any) -> None:
-        super().__init__(endpoint, **options)
+    def __init__(
+        self,
+        endpoint: str,
+        *,
+        replay: str | None = None,
+        topic: str = "",
+        mode: Literal["strict", "best_effort"] = "strict",
+        max_items: int = 10000,
+        **stream_options: Any,
+    ) -> None:
+        super().__init__(endpoint, replay=replay, topic=topic, mode=mode, **stream_options)
         self._queue: queue.Queue[KvItem | BaseException | None] = queue.Queue(max_items)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llmd-kv-events", daemon=True)

@@ -28,6 +28,7 @@ from llmd import _core
 logger = logging.getLogger("llmd.vllm")
 
 ALGORITHMS = ("sha256", "sha256_cbor", "xxhash", "xxhash_cbor")
+"""Those of vLLM that can be made here."""
 _UTILS = "vllm.v1.core.kv_cache_utils"
 _HASHING = ("vllm.utils.hashing", "vllm.utils")  # where the functions of ALGORITHMS are, newest first
 _PATCHED = ("hash_block_tokens", "get_request_block_hasher")

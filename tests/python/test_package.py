@@ -1,11 +1,14 @@
 """The package as a whole: types, examples, import, what it shows to others."""
 
+import dataclasses
 import doctest
 import importlib
 import inspect
 import pathlib
+import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -52,18 +55,64 @@ def test_examples(name):
     assert result.attempted > 0 or name in WITHOUT_EXAMPLES
 
 
+PUBLIC = [name for name in MODULES if "._" not in name]
+
+
+def public_objects(*kinds):
+    """(name, object) of what modules show, once each; what is C++ is described in _core.pyi."""
+    found, native = {}, list(vars(llmd._core).values())
+    for name in PUBLIC:
+        module = importlib.import_module(name)
+        for public in module.__all__:
+            value = getattr(module, public)
+            if isinstance(value, kinds) and value.__module__.startswith("llmd") and value not in native:
+                found.setdefault(id(value), (f"{name}.{public}", value))
+    return list(found.values())
+
+
+def is_record(value):
+    return issubclass(value, tuple) or dataclasses.is_dataclass(value)
+
+
+def test_everything_public_is_documented():
+    for name, value in public_objects(type, types.FunctionType):
+        assert value.__doc__, name
+        members = vars(value).items() if isinstance(value, type) else ()
+        for member, attribute in members:
+            if member.startswith("_") or is_record(value) and member in field_names(value):
+                continue
+            if callable(attribute) or isinstance(attribute, (property, classmethod, staticmethod)):
+                assert attribute.__doc__, f"{name}.{member}"
+
+
+def field_names(value):
+    return [f.name for f in dataclasses.fields(value)] if dataclasses.is_dataclass(value) else list(value._fields)
+
+
+def test_fields_are_described():
+    for name, value in public_objects(type):
+        if is_record(value):
+            described = value.__doc__.partition("Attributes\n    ----------\n")[2]
+            for field in field_names(value):
+                if not field.startswith("_"):
+                    assert re.search(rf"^    (.*, )?{field}\b", described, re.M), f"{name}.{field}"
+
+
+def test_what_one_calls_has_an_example():
+    without = []
+    for name, value in public_objects(type, types.FunctionType):
+        if "vllm" in name or isinstance(value, type) and (is_record(value) or issubclass(value, Exception)):
+            continue  # needs an engine; comes as a result
+        if not re.search(r"Examples\n\s+--------\n[^>]*>>>", value.__doc__):
+            without.append(name)
+    assert not without
+
+
 @pytest.mark.parametrize("name", MODULES)
-def test_everything_public_is_documented(name):
-    module = importlib.import_module(name)
-    for public in module.__all__:
-        value = getattr(module, public)
-        if isinstance(value, type) and value.__module__.startswith("llmd"):
-            assert value.__doc__, public
-            for member, attribute in vars(value).items():
-                if not member.startswith("_") and callable(attribute) and value.__module__ != "llmd._core":
-                    assert attribute.__doc__, f"{public}.{member}"
-        elif inspect.isroutine(value):
-            assert value.__doc__, public
+def test_examples_are_where_the_reference_shows_them(name):
+    source = inspect.getsource(importlib.import_module(name))
+    for docstring in re.findall(r'"""(.*?)"""', source, re.S):
+        assert ">>>" not in docstring.partition("Examples\n")[0], docstring
 
 
 def test_types():

@@ -14,7 +14,7 @@ DOCUMENTS = [path for path in check_docs.markdown_files(ROOT) if check_docs.pyth
 
 
 def test_the_documents_are_found():
-    assert {"docs/python.md"} <= {str(path.relative_to(ROOT)) for path in DOCUMENTS}
+    assert {"README.md", "docs/python.md"} <= {str(path.relative_to(ROOT)) for path in DOCUMENTS}
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """An OpenAI-compatible router over vLLM-like workers that sends each prompt to where its beginning is cached.
 
     python_router.py --port 8000 --worker 127.0.0.1:8001,5557,5558 --worker 127.0.0.1:8002,5559,5560 --model m
@@ -9,8 +8,11 @@ each worker holds, asks a worker for the tokens of a text, decides, and passes t
 
 import argparse
 import asyncio
+import contextlib
 import json
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 from llmd import Error, gateway, index, sched
@@ -28,6 +30,8 @@ CONFIG = sched.make_config(
 )
 MAX_HEAD, MAX_BODY = 64 << 10, 64 << 20
 OURS = {"host", "connection", "keep-alive", "content-length", "te", "upgrade", "expect"}
+Pairs = list[tuple[str, str]]
+Answer = tuple[str, Pairs, asyncio.StreamReader]
 
 
 @dataclass
@@ -39,7 +43,7 @@ class Worker:
     publisher: int
 
 
-async def read_head(reader: asyncio.StreamReader) -> tuple[str, list[tuple[str, str]]]:
+async def read_head(reader: asyncio.StreamReader) -> tuple[str, Pairs]:
     """The first line and the headers of a message, names in lower case."""
     head = await reader.readuntil(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")[:-2]
@@ -56,43 +60,39 @@ async def read_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> by
     return await reader.readexactly(length)
 
 
-async def call(
-    address: str, method: str, path: str, body: bytes, headers: list[tuple[str, str]]
-) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Sends a request to a worker; the connection is the caller's, and ends with the answer."""
+@contextlib.asynccontextmanager
+async def call(address: str, method: str, path: str, body: bytes, headers: Pairs) -> AsyncIterator[Answer]:
+    """Sends a request to a worker: status line and headers of the answer, and where to read its body."""
     host, port = address.rsplit(":", 1)
     reader, writer = await asyncio.open_connection(host, int(port), limit=MAX_HEAD)
     lines = [f"{method} {path} HTTP/1.1", f"host: {address}", "connection: close", f"content-length: {len(body)}"]
     lines += [f"{name}: {value}" for name, value in headers if name not in OURS]
-    writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
-    return reader, writer
-
-
-async def fetch(address: str, method: str, path: str, body: bytes = b"") -> bytes:
-    """A worker's whole answer."""
-    reader, writer = await call(address, method, path, body, [("content-type", "application/json")])
     try:
-        status, headers = await read_head(reader)
-        answer = await read_body(reader, dict(headers))
-        if status.split()[1] != "200":
-            raise ValueError(answer.decode(errors="replace"))
-        return answer
+        writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body)
+        yield (*await read_head(reader), reader)
     finally:
         writer.close()
 
 
+async def fetch(address: str, method: str, path: str, body: bytes = b"") -> bytes:
+    """A worker's whole answer."""
+    async with call(address, method, path, body, [("content-type", "application/json")]) as (status, headers, reader):
+        if status.split()[1] != "200":
+            raise ValueError(f"{path}: {status}")
+        return await read_body(reader, dict(headers))
+
+
 class Router:
-    def __init__(self, workers: list[str], model: str) -> None:
+    def __init__(self, workers: list[tuple[str, int, int, int]], model: str) -> None:
         self.model, self.pool, self.index = model, sched.EndpointPool(), index.PrefixIndex()
         self.scheduler = sched.Scheduler(CONFIG, exact=self.index)
         self.ingestor = index.KvEventIngestor(self.index)
         self.metrics, self.turn = gateway.EngineMetricsReader(), 0
-        self.workers = [self.add(text) for text in workers]
+        self.workers = [self.add(*worker) for worker in workers]
 
-    def add(self, text: str) -> Worker:
-        address, events, replay = text.split(",")
-        host, port = address.rsplit(":", 1)
-        endpoint = self.pool.add(address, host, int(port))
+    def add(self, host: str, port: int, events: int, replay: int) -> Worker:
+        address = f"{host}:{port}"
+        endpoint = self.pool.add(address, host, port)
         publisher = self.ingestor.add_publisher(address, model=self.model)
         return Worker(address, f"tcp://{host}:{events}", f"tcp://{host}:{replay}", endpoint, publisher)
 
@@ -104,12 +104,10 @@ class Router:
 
     async def scrape(self, worker: Worker) -> None:
         while True:
-            try:
+            with contextlib.suppress(OSError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError):
                 page = await asyncio.wait_for(fetch(worker.address, "GET", "/metrics"), 5)
                 self.metrics.update(page, self.pool, worker.endpoint)
-            except (OSError, ValueError, asyncio.IncompleteReadError, asyncio.TimeoutError):
-                pass  # its metrics age
-            await asyncio.sleep(0.2)
+            await asyncio.sleep(0.2)  # without an answer its metrics age
 
     async def tokens_of(self, request: gateway.OpenAIRequest) -> Any:
         """Token ids of the first prompt."""
@@ -125,6 +123,8 @@ class Router:
                 return json.loads(await fetch(worker.address, "POST", "/tokenize", ask))["tokens"]
             except (OSError, asyncio.IncompleteReadError):
                 continue
+            except ValueError:
+                break  # whoever gets the request says what is wrong with it
         return []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -135,18 +135,16 @@ class Router:
             await self.route(method, path, headers, body, writer)
         except (Error, ValueError) as error:
             decision = getattr(error, "decision", None)
-            status = 400 if decision is None else decision.http_status
+            status = HTTPStatus(400 if decision is None else decision.http_status)
             text = json.dumps({"error": {"message": str(error), "code": status}})
-            head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\nconnection: close\r\n"
+            head = f"HTTP/1.1 {status} {status.phrase}\r\ncontent-type: application/json\r\nconnection: close\r\n"
             writer.write(f"{head}content-length: {len(text)}\r\n\r\n{text}".encode())
         except (OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             pass  # the client went away, or sent no HTTP
         finally:
             writer.close()
 
-    async def route(
-        self, method: str, path: str, headers: list[tuple[str, str]], body: bytes, writer: asyncio.StreamWriter
-    ) -> None:
+    async def route(self, method: str, path: str, headers: Pairs, body: bytes, writer: asyncio.StreamWriter) -> None:
         tokens: Any = []
         if method == "POST" and gateway.api_of_path(path) in ("chat completions", "completions"):
             tokens = await self.tokens_of(gateway.parse_request(path, body))
@@ -155,35 +153,37 @@ class Router:
         while True:
             decision = self.scheduler.schedule(request, self.pool, candidates=candidates)
             worker = next(w for w in self.workers if w.endpoint == decision.target.handle)
-            with decision.dispatch():  # counts as load until the answer has ended
-                try:
-                    upstream, connection = await call(worker.address, method, path, body, headers)
-                except OSError:
-                    candidates = [e for e in candidates if e.handle != worker.endpoint]
-                    continue
-                try:
-                    cached = self.index.by_endpoint(self.index.match(chain.namespace, chain.keys))
-                    return await self.pass_on(worker, cached.get(worker.address, 0), upstream, writer)
-                finally:
-                    connection.close()
+            cached = self.index.by_endpoint(self.index.match(chain.namespace, chain.keys)).get(worker.address, 0)
+            begun = False
+            try:
+                with decision.dispatch():  # counts as load until the answer has ended
+                    async with call(worker.address, method, path, body, headers) as (status, answer, upstream):
+                        begun = True
+                        answer += [("x-llmd-worker", worker.address), ("x-llmd-cached-blocks", str(cached))]
+                        lines = [status, *(f"{name}: {value}" for name, value in answer)]
+                        writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
+                        while piece := await upstream.read(1 << 16):
+                            writer.write(piece)
+                            await writer.drain()
+                return
+            except (OSError, asyncio.IncompleteReadError):
+                if begun:
+                    raise
+                candidates = [e for e in candidates if e.handle != worker.endpoint]  # it is dead: ask another one
 
-    async def pass_on(
-        self, worker: Worker, cached: int, upstream: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        status, headers = await read_head(upstream)
-        headers += [("x-llmd-worker", worker.address), ("x-llmd-cached-blocks", str(cached))]
-        lines = [status, *(f"{name}: {value}" for name, value in headers)]
-        writer.write("\r\n".join(lines).encode("latin-1") + b"\r\n\r\n")
-        while piece := await upstream.read(1 << 16):
-            writer.write(piece)
-            await writer.drain()
+
+def address(text: str) -> tuple[str, int, int, int]:
+    host, _, ports = text.rpartition(":")
+    port, events, replay = map(int, ports.split(","))
+    return host, port, events, replay
 
 
 async def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--worker", action="append", required=True, metavar="HOST:PORT,EVENTS,REPLAY")
+    parser.add_argument("--port", type=int, default=8000, help="to listen on, on 127.0.0.1; 0: any (8000)")
+    parser.add_argument("--model", required=True, help="as the workers name it")
+    parser.add_argument("--worker", action="append", required=True, metavar="HOST:PORT,EVENTS,REPLAY",
+                        type=address, help="HTTP address, ports of KV events and replay; once for each")  # fmt: skip
     options = parser.parse_args()
     router = Router(options.worker, options.model)
     server = await asyncio.start_server(router.serve, "127.0.0.1", options.port, limit=MAX_HEAD)
@@ -194,4 +194,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    with contextlib.suppress(KeyboardInterrupt):
+        asyncio.run(main())

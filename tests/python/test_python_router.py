@@ -126,6 +126,14 @@ def test_other_paths_and_bad_requests(cluster):
     assert status == 200 and "x-llmd-worker" in headers and json.loads(text)["data"][0]["id"] == "m"
     status, _, text = ask(port, "/v1/completions", "no object")
     assert status == 400 and "error" in json.loads(text)
+    status, headers, text = ask(port, "/v1/completions", {"model": "unknown", "prompt": "x"})
+    assert status == 404 and "x-llmd-worker" in headers and "unknown" in text  # as the worker says it
+
+
+def test_bad_arguments():
+    command = [sys.executable, str(ROOT / "examples" / "python_router.py"), "--model=m", "--worker=127.0.0.1:8000"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT)
+    assert done.returncode == 2 and "HOST:PORT,EVENTS,REPLAY" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_many_at_once_are_spread(cluster):

@@ -22,7 +22,7 @@ import numpy as np
 
 from llmd import _core
 from llmd._core import RawMsgpack
-from llmd._types import BytesLike, UInt32Array, UInt64Array
+from llmd._types import BytesLike, UInt32Array, UInt64Array, listed
 
 EventKind: TypeAlias = Literal["BlockStored", "BlockRemoved", "AllBlocksCleared"]
 Schema: TypeAlias = Literal["array6", "array7", "array8", "array9", "array10", "array12", "map", "map_wide"]
@@ -145,7 +145,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _keys(values: Iterable[int] | UInt64Array) -> UInt64Array:
-    return values if isinstance(values, np.ndarray) else np.fromiter((v % 2**64 for v in values), np.uint64)
+    return values if isinstance(values, np.ndarray) else _core.key_array(listed(values, "hashes"), "hashes")
 
 
 def block_stored(
@@ -170,7 +170,7 @@ def block_stored(
     **more
         Other fields of `Event`.
     """
-    array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.uint32)
+    array = tokens if isinstance(tokens, np.ndarray) else _core.token_array(listed(tokens, "tokens"), "tokens")
     return Event("BlockStored", _keys(hashes), tokens=array, block_size=block_size, parent=parent, **more)
 
 
@@ -257,7 +257,7 @@ def encode(
     -------
     bytes
     """
-    return _core.encode(list(events), timestamp, schema, data_parallel_rank)
+    return _core.encode(listed(events, "events"), timestamp, schema, data_parallel_rank)
 
 
 class LiveMessage(NamedTuple):
@@ -279,12 +279,12 @@ class ReplayMessage(NamedTuple):
 
 def parse_live_message(frames: Sequence[BytesLike]) -> LiveMessage:
     """Reads ``[topic, seq, payload]``. ValueError for another shape."""
-    return LiveMessage(*_core.parse_live_message(list(frames)))
+    return LiveMessage(*_core.parse_live_message(listed(frames, "frames")))
 
 
 def parse_replay_message(frames: Sequence[BytesLike]) -> ReplayMessage:
     """Reads a replay reply, with or without topic and leading empty frame. ValueError for another shape."""
-    return ReplayMessage(*_core.parse_replay_message(list(frames)))
+    return ReplayMessage(*_core.parse_replay_message(listed(frames, "frames")))
 
 
 def encode_seq(seq: int) -> bytes:

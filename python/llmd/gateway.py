@@ -45,6 +45,7 @@ from llmd._openai import (
     replace_model,
 )
 from llmd._pool import EndpointPool, _at
+from llmd._types import core_of, listed, mapped, of_type
 
 # --- Sessions ---
 
@@ -79,7 +80,10 @@ class SessionIdReader:
     """
 
     def __init__(self, sources: Iterable[SessionSource] | None = None, *, max_bytes: int = 1024) -> None:
-        given = None if sources is None else [(s.kind, s.name) for s in sources]
+        given = None
+        if sources is not None:
+            made = [of_type(s, "sources", SessionSource) for s in listed(sources, "sources")]
+            given = [(s.kind, s.name) for s in made]
         self._core = _core.SessionIdReader(given, max_bytes)
 
     def read(self, headers: Headers) -> SessionId:
@@ -105,13 +109,13 @@ class HashHost:
 
 
 def _hosts(hosts: Iterable[HashHost | str]) -> list[tuple[str, int, int]]:
-    made = [HashHost(h) if isinstance(h, str) else h for h in hosts]
+    made = [HashHost(h) if isinstance(h, str) else of_type(h, "hosts", HashHost) for h in listed(hosts, "hosts")]
     return [(h.key, h.weight, h.locality) for h in made]
 
 
 def hash_hosts_of(pool: EndpointPool) -> list[HashHost]:
     """The endpoints by address, so that a pick is a position."""
-    return [HashHost(*parts) for parts in _core.hash_hosts_of(pool._core)]
+    return [HashHost(*parts) for parts in _core.hash_hosts_of(core_of(pool, "pool", EndpointPool))]
 
 
 def envoy_address_key(address: str, port: int) -> str:
@@ -127,12 +131,12 @@ def envoy_address_key(address: str, port: int) -> str:
 
 def xxhash64(text: bytes | str, seed: int = 0) -> int:
     """XXH64, Envoy's hash of a cookie, a source IP or a query parameter."""
-    return int(_core.envoy_xxhash64(text.encode() if isinstance(text, str) else text, seed))
+    return int(_core.envoy_xxhash64(_bytes(text), seed))
 
 
 def murmurhash2(text: bytes | str) -> int:
     """What Envoy calls MURMUR_HASH_2."""
-    return int(_core.envoy_murmur2(text.encode() if isinstance(text, str) else text))
+    return int(_core.envoy_murmur2(_bytes(text)))
 
 
 def hash_header(*values: str) -> int:
@@ -142,7 +146,7 @@ def hash_header(*values: str) -> int:
 
 def combine_hashes(hashes: Iterable[int]) -> int | None:
     """Envoy's combination of several policies' hashes; None for none."""
-    out: int | None = _core.combine_hashes(list(hashes))
+    out: int | None = _core.combine_hashes(listed(hashes, "hashes"))
     return out
 
 
@@ -195,7 +199,7 @@ class RingHash(_Table):
         if function not in ("xxhash", "murmurhash2"):
             raise ValueError(f"function is {function!r}, wanted xxhash or murmurhash2")
         self._core = _core.RingHash(
-            _hosts(hosts), min_ring_size, max_ring_size, function == "murmurhash2", list(locality_weights)
+            _hosts(hosts), min_ring_size, max_ring_size, function == "murmurhash2", listed(locality_weights, "locality_weights")
         )
 
 
@@ -215,7 +219,7 @@ class Maglev(_Table):
         table_size: int = 65537,
         locality_weights: Sequence[int] = (),
     ) -> None:
-        self._core = _core.Maglev(_hosts(hosts), table_size, list(locality_weights))
+        self._core = _core.Maglev(_hosts(hosts), table_size, listed(locality_weights, "locality_weights"))
 
 
 class BoundedLoad:
@@ -236,7 +240,7 @@ class BoundedLoad:
         total
             Of the cluster; the sum of `active` unless given.
         """
-        out: int | None = self._core.pick(host, hash, list(active), total)
+        out: int | None = self._core.pick(host, hash, listed(active, "active"), total)
         return out
 
 
@@ -286,10 +290,10 @@ class EngineMetricsReader:
         first_rank_alone: bool = False,
     ) -> None:
         if labels is None:
-            key = (parameters or {}).get("engineLabelKey", "llm-d.ai/engine-type")
+            key = mapped(parameters or {}, "parameters").get("engineLabelKey", "llm-d.ai/engine-type")
             labels = {key: engine}
         self._core = _core.EngineMetricsReader(
-            dict(labels), None if parameters is None else dict(parameters), first_rank_alone
+            mapped(labels, "labels"), None if parameters is None else mapped(parameters, "parameters"), first_rank_alone
         )
 
     @property
@@ -316,12 +320,12 @@ class EngineMetricsReader:
         NotFoundError
             When the endpoint is not in the pool.
         """
-        _, problems = self._core.update(_bytes(page), pool._core, endpoint, _at(now))
+        _, problems = self._core.update(_bytes(page), core_of(pool, "pool", EndpointPool), endpoint, _at(now))
         return str(problems)
 
 
 def _bytes(text: bytes | str) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
 
 
 # --- Endpoints files ---
@@ -373,7 +377,7 @@ class EndpointsFile:
 
     def apply(self, pool: EndpointPool) -> EndpointsChange:
         """Changes the pool so that it has exactly these endpoints."""
-        added, changed, removed = self._core.apply(pool._core)
+        added, changed, removed = self._core.apply(core_of(pool, "pool", EndpointPool))
         return EndpointsChange(tuple(added), tuple(changed), tuple(removed))
 
 

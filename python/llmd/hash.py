@@ -25,7 +25,7 @@ from typing import Literal, NamedTuple, TypeAlias, Union
 
 from llmd import _core
 from llmd._core import Tag
-from llmd._types import BytesLike, KeysLike, TokensLike, UInt32Array, UInt64Array, core_of
+from llmd._types import BytesLike, KeysLike, TokensLike, UInt32Array, UInt64Array, core_of, listed
 
 ExtraKey: TypeAlias = Union[None, int, str, bytes, tuple["ExtraKey", ...]]
 ExtraKeys: TypeAlias = Union[None, tuple[ExtraKey, ...], list[ExtraKey]]
@@ -96,7 +96,7 @@ def request_extra_keys(
 
 
 def _blocks(extra_keys: Sequence[ExtraKeys] | None) -> list[ExtraKeys] | None:
-    return None if extra_keys is None else list(extra_keys)
+    return None if extra_keys is None else listed(extra_keys, "extra_keys")
 
 
 class VllmHasher:
@@ -302,7 +302,7 @@ def parse_pool_key(key: BytesLike) -> tuple[bytes, int]:
 
 def group_digests(digests: Sequence[bytes], factor: int) -> list[bytes]:
     """Block digests of a group of layers whose blocks are `factor` hash blocks long."""
-    return _core.group_digests(list(digests), factor)
+    return _core.group_digests(listed(digests, "digests"), factor)
 
 
 class RequestKeyHasher:
@@ -352,7 +352,7 @@ class RequestKeyHasher:
         -------
         ndarray of uint64, shape (n // block_size,)
         """
-        return self._core.hash_blocks(tokens, parent, None if extra is None else list(extra))
+        return self._core.hash_blocks(tokens, parent, None if extra is None else listed(extra, "extra"))
 
 
 def extra_strings(extras: RequestExtras, *, block_size: int, count: int) -> list[tuple[str, ...]]:
@@ -386,7 +386,7 @@ def content_keys(
     >>> bool(a == b)
     True
     """
-    return _core.content_keys(tokens, block_size, cache_salt, list(items))
+    return _core.content_keys(tokens, block_size, cache_salt, listed(items, "items"))
 
 
 def approx_prefix_keys(
@@ -456,7 +456,7 @@ def estimate_tokens(parts: Sequence[str | tuple[str, int]]) -> UInt32Array:
     >>> [int(token) for token in estimate_tokens(["abc", "de"])]
     [1684234849, 101]
     """
-    return _core.estimate_tokens(list(parts))
+    return _core.estimate_tokens(listed(parts, "parts"))
 
 
 DYNAMO_SEED = 1337
@@ -630,14 +630,14 @@ def probe(
     match, near, combinations, summary = _core.probe(
         tokens,
         block_size,
-        list(hashes),
+        listed(hashes, "hashes"),
         parent,
         extras,
-        list(event_extra_keys),
+        listed(event_extra_keys, "event_extra_keys"),
         first_block,
-        list(seeds),
-        list(none_hashes),
-        list(models),
+        listed(seeds, "seeds"),
+        listed(none_hashes, "none_hashes"),
+        listed(models, "models"),
     )
     return ProbeReport(
         None if match is None else ProbeMatch(*match), tuple(ProbeMatch(*m) for m in near), combinations, summary

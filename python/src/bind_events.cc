@@ -84,6 +84,12 @@ class Frames {
 
 void BindEvents(py::module_& m) {
   BindEventObjects(m);
+  m.def("key_array", [](py::handle keys, Arg<"name", std::string> name) {
+    return ToArray(KeyBuffer(keys, name->c_str()).span());
+  });
+  m.def("token_array", [](py::handle tokens, Arg<"name", std::string> name) {
+    return ToArray(TokenBuffer(tokens, name->c_str()).span());
+  });
   m.def("decode", &Decode);
   m.def("encode", &Encode);
   m.def("parse_live_message", [](py::handle object) {

@@ -131,12 +131,12 @@ def envoy_address_key(address: str, port: int) -> str:
 
 def xxhash64(text: bytes | str, seed: int = 0) -> int:
     """XXH64, Envoy's hash of a cookie, a source IP or a query parameter."""
-    return int(_core.envoy_xxhash64(_bytes(text), seed))
+    return int(_core.envoy_xxhash64(_bytes(text, "text"), seed))
 
 
 def murmurhash2(text: bytes | str) -> int:
     """What Envoy calls MURMUR_HASH_2."""
-    return int(_core.envoy_murmur2(_bytes(text)))
+    return int(_core.envoy_murmur2(_bytes(text, "text")))
 
 
 def hash_header(*values: str) -> int:
@@ -308,7 +308,7 @@ class EngineMetricsReader:
         ValueError, ResourceExhaustedError
             For a page that is refused as a whole.
         """
-        return EngineMetrics(*self._core.read(_bytes(page), _at(now)))
+        return EngineMetrics(*self._core.read(_bytes(page, "page"), _at(now)))
 
     def update(
         self, page: bytes | str, pool: EndpointPool, endpoint: EndpointHandle, *, now: float | None = None
@@ -320,12 +320,17 @@ class EngineMetricsReader:
         NotFoundError
             When the endpoint is not in the pool.
         """
-        _, problems = self._core.update(_bytes(page), core_of(pool, "pool", EndpointPool), endpoint, _at(now))
+        _, problems = self._core.update(_bytes(page, "page"), core_of(pool, "pool", EndpointPool), endpoint, _at(now))
         return str(problems)
 
 
-def _bytes(text: bytes | str) -> bytes:
-    return text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+def _bytes(text: bytes | str, name: str) -> bytes:
+    if not isinstance(text, str):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 # --- Endpoints files ---
@@ -358,7 +363,7 @@ class EndpointsFile:
     """
 
     def __init__(self, text: bytes | str, *, refuse_bad_entries: bool = False, max_bytes: int = 1 << 20) -> None:
-        self._core = _core.EndpointsFile(_bytes(text), refuse_bad_entries, max_bytes)
+        self._core = _core.EndpointsFile(_bytes(text, "text"), refuse_bad_entries, max_bytes)
 
     @property
     def endpoints(self) -> list[dict[str, Any]]:

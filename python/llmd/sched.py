@@ -331,9 +331,8 @@ class Scheduler:
         """
         positions = None
         if candidates is not None:
-            given = listed(candidates, "candidates")
-            positions = _core.token_array([c.position if isinstance(c, Endpoint) else c for c in given], "candidates")
-            positions = sorted(positions.tolist())
+            given = [c.position if isinstance(c, Endpoint) else c for c in listed(candidates, "candidates")]
+            positions = sorted(_core.token_array(given, "candidates").tolist())
         decision = Decision(
             self._core.schedule(
                 core_of(request, "request", Request),

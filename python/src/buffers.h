@@ -108,6 +108,12 @@ std::string_view ToText(pybind11::handle object, const char* name);
 // bytes.
 pybind11::str FromWireText(std::string_view text);
 std::string ToWireText(pybind11::handle object, const char* name);
+template <typename Text>
+pybind11::list FromTexts(const std::vector<Text>& texts) {
+  pybind11::list out;
+  for (const Text& text : texts) out.append(FromWireText(text));
+  return out;
+}
 // True for a list or a tuple.
 bool IsSequence(pybind11::handle object);
 // A list or tuple, or a TypeError; `of` says what of.

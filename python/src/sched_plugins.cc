@@ -241,9 +241,13 @@ struct PickPart : sched::Picker {
         ties.mutable_data()[i] = sched::TieKey(tie_seed, scored[i].position);
       }
       const py::object result = (*hooks->pick)(plugin_context, ToPositions(positions), scores, ties);
+      const py::array given = py::array::ensure(result);
+      if (!given) throw py::error_already_set();
+      if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u') {
+        BadResult("pick gave something else than positions");
+      }
       using Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-      const Array chosen = Array::ensure(result);
-      if (!chosen) throw py::error_already_set();
+      const Array chosen(given);
       if (chosen.ndim() > 1 || chosen.size() < 1 || static_cast<std::size_t>(chosen.size()) > scored.size()) {
         BadResult(absl::StrCat("pick gave ", chosen.size(), " positions, wanted 1 to ", scored.size()));
       }

@@ -155,20 +155,25 @@ void BindPool(py::module_& m) {
                            "An endpoint as it was at one moment. What was never measured is None.")
       .def_readonly("position", &EndpointView::position)
       .def_property_readonly("handle", [](const EndpointView& e) { return e.get().handle; })
-      .def_property_readonly("id", [](const EndpointView& e) { return e.get().id(); })
-      .def_property_readonly("name", [](const EndpointView& e) { return e.get().metadata().name; })
-      .def_property_readonly("namespace",
-                             [](const EndpointView& e) { return e.get().metadata().pod_namespace; })
-      .def_property_readonly("address", [](const EndpointView& e) { return e.get().metadata().address; })
+      .def_property_readonly("id", [](const EndpointView& e) { return FromWireText(e.get().id()); })
+      .def_property_readonly("name",
+                             [](const EndpointView& e) { return FromWireText(e.get().metadata().name); })
+      .def_property_readonly(
+          "namespace", [](const EndpointView& e) { return FromWireText(e.get().metadata().pod_namespace); })
+      .def_property_readonly("address",
+                             [](const EndpointView& e) { return FromWireText(e.get().metadata().address); })
       .def_property_readonly("port", [](const EndpointView& e) { return e.get().metadata().port; })
-      .def_property_readonly("host_port", [](const EndpointView& e) { return e.get().host_port(); })
-      .def_property_readonly("node_address",
-                             [](const EndpointView& e) { return e.get().metadata().node_address; })
+      .def_property_readonly("host_port",
+                             [](const EndpointView& e) { return FromWireText(e.get().host_port()); })
+      .def_property_readonly(
+          "node_address", [](const EndpointView& e) { return FromWireText(e.get().metadata().node_address); })
       .def_property_readonly("rank", [](const EndpointView& e) { return e.get().metadata().rank; })
       .def_property_readonly("labels",
                              [](const EndpointView& e) {
-                               const sched::Labels& labels = e.get().metadata().labels;
-                               return std::map<std::string, std::string>(labels.begin(), labels.end());
+                               py::dict labels;
+                               for (const auto& [name, value] : e.get().metadata().labels)
+                                 labels[FromWireText(name)] = FromWireText(value);
+                               return labels;
                              })
       .def_property_readonly("waiting",
                              [](const EndpointView& e) { return Known(e.get().metrics.waiting_requests); })
@@ -189,14 +194,15 @@ void BindPool(py::module_& m) {
                              [](const EndpointView& e) -> py::object {
                                const auto& adapters = e.get().metrics.adapters;
                                if (!adapters.known() || adapters.value == nullptr) return py::none();
-                               return py::make_tuple(adapters.value->max_active, adapters.value->active,
-                                                     adapters.value->waiting);
+                               return py::make_tuple(adapters.value->max_active,
+                                                     FromTexts(adapters.value->active),
+                                                     FromTexts(adapters.value->waiting));
                              })
       .def_property_readonly("attributes",
                              [](const EndpointView& e) {
-                               std::map<std::string, double> out;
+                               py::dict out;
                                for (const sched::Attribute& a : e.get().attributes)
-                                 out[a.name] = a.sample.value;
+                                 out[FromWireText(a.name)] = a.sample.value;
                                return out;
                              })
       .def(
@@ -207,7 +213,7 @@ void BindPool(py::module_& m) {
           py::is_operator())
       .def("__hash__", [](const EndpointView& e) { return std::hash<std::string>()(e.get().id()); })
       .def("__repr__", [](const EndpointView& e) {
-        return "Endpoint(" + e.get().id() + " at " + e.get().host_port() + ")";
+        return FromWireText("Endpoint(" + e.get().id() + " at " + e.get().host_port() + ")");
       });
 
   py::class_<Pool, std::shared_ptr<Pool>>(m, "EndpointPool")

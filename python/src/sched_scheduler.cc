@@ -103,11 +103,13 @@ class FlightObject {
   sched::Dispatch dispatch_;
 };
 
-using Edits = std::vector<std::pair<std::string, std::optional<std::string>>>;
-
-Edits ToEdits(const sched::HeaderEdits& edits) {
-  Edits out;
-  for (const sched::HeaderEdit& edit : edits) out.emplace_back(edit.name, edit.value);
+// [(name, value or None)]
+py::list ToEdits(const sched::HeaderEdits& edits) {
+  py::list out;
+  for (const sched::HeaderEdit& edit : edits) {
+    out.append(py::make_tuple(FromWireText(edit.name),
+                              edit.value ? py::object(FromWireText(*edit.value)) : py::object(py::none())));
+  }
   return out;
 }
 
@@ -232,7 +234,7 @@ py::list ExplainProfiles(const DecisionObject& d) {
   for (const sched::Explanation::Profile& profile : d.explanation.profiles) {
     py::list drops, scorers;
     for (const auto& drop : profile.drops) {
-      drops.append(py::make_tuple(drop.position, std::string(drop.filter), drop.reason));
+      drops.append(py::make_tuple(drop.position, FromWireText(drop.filter), FromWireText(drop.reason)));
     }
     for (const auto& scorer : profile.scorers)
       scorers.append(py::make_tuple(std::string(scorer.name), scorer.weight));
@@ -260,8 +262,8 @@ py::list DecidedProfiles(const DecisionObject& d) {
     py::list targets;
     for (const Position target : result.targets) targets.append(At(d, target));
     out.append(py::make_tuple(
-        names[i], StateName(result.state), targets, TargetHostPorts(result, *d.run.pool), result.port,
-        result.skip_reason == nullptr ? py::object(py::none()) : py::str(result.skip_reason)));
+        names[i], StateName(result.state), targets, FromWireText(TargetHostPorts(result, *d.run.pool)),
+        result.port, result.skip_reason == nullptr ? py::object(py::none()) : py::str(result.skip_reason)));
   }
   return out;
 }
@@ -270,8 +272,8 @@ void BindDecision(py::module_& m) {
   py::class_<DecisionObject, std::shared_ptr<DecisionObject>>(m, "Decision")
       .def("check", [](const DecisionObject& d) { Check(d.status); })
       .def_property_readonly("ok", [](const DecisionObject& d) { return d.status.ok(); })
-      .def_property_readonly("message",
-                             [](const DecisionObject& d) { return std::string(d.status.message()); })
+      .def_property_readonly(
+          "message", [](const DecisionObject& d) { return FromWireText(std::string(d.status.message())); })
       .def_property_readonly("http_status",
                              [](const DecisionObject& d) { return sched::HttpStatus(d.status.code()); })
       .def_property_readonly(
@@ -305,17 +307,17 @@ void BindDecision(py::module_& m) {
                                  out.append(At(d, target));
                                return out;
                              })
-      .def_property_readonly("destination",
-                             [](const DecisionObject& d) {
-                               return d.status.ok() ? sched::DestinationEndpoint(d.decision, *d.run.pool)
-                                                    : std::string();
-                             })
+      .def_property_readonly(
+          "destination",
+          [](const DecisionObject& d) {
+            return FromWireText(d.status.ok() ? sched::DestinationEndpoint(d.decision, *d.run.pool) : "");
+          })
       .def_property_readonly("scores",
                              [](const DecisionObject& d) {
                                py::dict out;
                                if (!d.status.ok()) return out;
                                for (const auto& score : sched::EndpointScores(d.decision, *d.run.pool)) {
-                                 out[py::str(score.host_port)] = score.score;
+                                 out[FromWireText(score.host_port)] = score.score;
                                }
                                return out;
                              })
@@ -324,11 +326,11 @@ void BindDecision(py::module_& m) {
       .def_property_readonly("candidates", [](const DecisionObject& d) { return d.explanation.candidates; })
       .def_property_readonly("refused_by",
                              [](const DecisionObject& d) { return std::string(d.explanation.refused_by); })
-      .def_property_readonly("explanation_text",
-                             [](const DecisionObject& d) {
-                               return d.run.pool == nullptr ? std::string()
-                                                            : d.explanation.ToString(*d.run.pool);
-                             })
+      .def_property_readonly(
+          "explanation_text",
+          [](const DecisionObject& d) {
+            return FromWireText(d.run.pool == nullptr ? "" : d.explanation.ToString(*d.run.pool));
+          })
       .def_property_readonly("costs",
                              [](const DecisionObject& d) {
                                py::list out;
@@ -400,7 +402,7 @@ void BindScheduler(py::module_& m) {
       .def_property_readonly("plan", [](SchedulerObject& s) { return s.plan(); })
       .def("fairness_id",
            [](SchedulerObject& s, const OwnedRequest& request) {
-             return std::string(s.get().FairnessId(request.view()));
+             return FromWireText(std::string(s.get().FairnessId(request.view())));
            })
       .def("costs", [](SchedulerObject& s) {
         py::list out;

@@ -50,13 +50,11 @@ def vllm_extra_keys(extras, block_size, count, style):
     out = []
     for i in range(count):
         start, keys = i * block_size, []
-        if extras.lora_name:
-            if style == "int-lora":
-                keys.append(extras.lora_int_id)
-            elif style == "tagged":
-                keys.append(("lora", extras.lora_name, extras.lora_path))
-            else:
-                keys.append(extras.lora_name)
+        if style == "int-lora":
+            keys += [extras.lora_int_id] if extras.lora_int_id else []
+        elif extras.lora_name:
+            tagged = ("lora", extras.lora_name, extras.lora_path)
+            keys.append(tagged if style == "tagged" else extras.lora_name)
         for item in sorted(extras.multimodal, key=lambda item: item.offset):
             if item.offset < start + block_size and item.offset + item.length > start:
                 place = item.offset - start
@@ -97,6 +95,8 @@ def llmd_block(algorithm, parent, tokens, extra):
             data += le64(len(text.encode())) + text.encode()
         return xxhash.xxh64_intdigest(data)
     maps = [{"Hash": text} for text in extra] or None
+    if algorithm == "cbor-fnv-no-model":  # which knew no extra keys
+        maps = None
     return fnv1a64(cbor2.dumps([parent, list(tokens), maps], canonical=True))
 
 
@@ -111,12 +111,13 @@ def gaie_keys(text, model, salt, size, most):
 def approx_keys(tokens, model, salt, size, max_tokens, max_blocks):
     size = max(size, 64)
     parent, out = xxhash.xxh64_intdigest((model + salt).encode()), []
-    most = max_tokens // size if max_tokens else max_blocks
     for i in range(0, len(tokens), size):
         block = xxhash.xxh64_intdigest(le32(tokens[i : i + size]))
         parent = xxhash.xxh64_intdigest(le64(block, parent))
         out.append(parent)
-    return out[:most] if most else out
+    if max_tokens:
+        return out[: max_tokens // size]
+    return out[:max_blocks] if max_blocks else out
 
 
 def estimated_tokens(parts):

@@ -29,7 +29,7 @@ class Holders:
         self.counts = {}  # holder: whether it counts
 
     def store(self, holder, start, contents):
-        if len(start) > 1 and not any(start in paths for paths in self.held.values()):
+        if contents and len(start) > 1 and not any(start in paths for paths in self.held.values()):
             return "unknown_parent", 0
         added = 0
         for content in contents:
@@ -142,7 +142,7 @@ def test_approximate_index(predictions, ttl):
             when[who, tuple(chain[: i + 1])] = now
         index.expire(now=now)
         if ttl is not None:
-            when = {key: then for key, then in when.items() if now - then <= ttl}
+            when = {key: then for key, then in when.items() if now - then < ttl}
         for i, holder in enumerate(holders):
             depth = 0
             while (i, tuple(chain[: depth + 1])) in when and depth < len(chain):
@@ -251,6 +251,8 @@ REMOVED = st.fixed_dictionaries({
 
 
 def event_of(kind, fields):
+    if kind == "AllBlocksCleared":
+        return le.all_blocks_cleared()
     if kind == "BlockRemoved":
         return le.block_removed(
             fields["block_hashes"], medium=fields["medium"] or "", group_idx=fields["group_idx"],

@@ -59,8 +59,10 @@ def test_maglev(hosts, size, keys):
 def test_request_hashes(data, seed, values, hashes):
     assert lg.xxhash64(data, seed) == xxhash.xxh64_intdigest(data, seed)
     assert lg.murmurhash2(data) == models.murmur(data)
-    texts = sorted(value.encode() for value in values)
-    assert lg.hash_header(*values) == xxhash.xxh64_intdigest(b"".join(texts))
+    expected = 0
+    for value in sorted(value.encode() for value in values):  # each hash is the next one's seed
+        expected = xxhash.xxh64_intdigest(value, expected)
+    assert lg.hash_header(*values) == expected
     combined = None
     for value in hashes:  # Envoy: rotate left by one, xor
         combined = value if combined is None else ((combined << 1 | combined >> 63) & models.MASK) ^ value
@@ -150,30 +152,37 @@ def pool_of(loads):
     return pool, handles
 
 
-def scores(plugin, pool, request=None, **arguments):
-    scheduler = ls.Scheduler(ls.make_config([plugin], **arguments.pop("config", {})), **arguments)
+def scores(plugin, pool, request=None):
+    """By position; None where the scorer has no opinion."""
+    scheduler = ls.Scheduler(ls.make_config([plugin]), allow_experimental=True)
     decision = scheduler.schedule(request or ls.Request("m"), pool, now=2.0, seed=1)
     name = plugin if isinstance(plugin, str) else plugin["type"]
     found = decision.explanation.profiles["default"].scores_of(name)
-    return [found[f"w{i}"] for i in range(len(pool))]
+    return [found.get(f"w{i}") for i in range(len(pool))]
+
+
+def each(function, values):
+    """Of an endpoint that was never measured nothing is known."""
+    return [None if value is None else pytest.approx(function(value)) for value in values]
 
 
 def falling(values):
-    low, high = min(values), max(values)
-    return [1.0 if low == high else (high - value) / (high - low) for value in values]
+    known = [value for value in values if value is not None]
+    low, high = min(known, default=0), max(known, default=0)
+    return each(lambda value: 1.0 if low == high else (high - value) / (high - low), values)
 
 
 @FEW
 @given(LOAD, st.integers(-1, 200))
 def test_load_scorers(loads, threshold):
     pool, _ = pool_of(loads)
-    waiting, running = [load[0] or 0 for load in loads], [load[1] or 0 for load in loads]
-    assert scores("queue-scorer", pool) == pytest.approx(falling(waiting))
-    assert scores("running-requests-size-scorer", pool) == pytest.approx(falling(running))
-    assert scores("kv-cache-utilization-scorer", pool) == pytest.approx([1 - (load[2] or 0.0) for load in loads])
+    waiting, running, usage = zip(*loads, strict=True)
+    assert scores("queue-scorer", pool) == falling(waiting)
+    assert scores("running-requests-size-scorer", pool) == falling(running)
+    assert scores("kv-cache-utilization-scorer", pool) == each(lambda used: 1 - used, usage)
     limit = threshold if threshold > 0 else 128
-    expected = [0.5 if q == 0 else 0.5 * (1 - min(q, limit) / limit) for q in waiting]
-    assert scores({"type": "load-aware-scorer", "parameters": {"threshold": threshold}}, pool) == pytest.approx(expected)
+    expected = each(lambda q: 0.5 * (1 - min(q, limit) / limit), waiting)
+    assert scores({"type": "load-aware-scorer", "parameters": {"threshold": threshold}}, pool) == expected
 
 
 @FEW
@@ -228,14 +237,12 @@ def test_prefix_scorer(depths, tokens, weight, scale):
         index.store(holder, li.request_namespace("m", block_size=16), engine_keys=chain[:depth], content_keys=chain[:depth])
         pool.bind_holder(holder, handle)
     found = scheduler.schedule(request, pool, now=1, seed=1).explanation.profiles["default"].scores_of("prefix-cache-scorer")
-    for i, depth in enumerate(depths):
-        if len(chain) == 0:
-            expected = 0.0
-        else:
-            blocks = min(depth, len(chain))
-            length = min(1.0, blocks * 16 / scale) ** 2 if weight > 0 else 0.0
-            expected = weight * length + (1 - weight) * blocks / len(chain)
-        assert found[f"w{i}"] == pytest.approx(expected)
+    if len(chain) == 0:
+        assert found == {}
+    for i, depth in enumerate(depths if len(chain) else ()):
+        blocks = min(depth, len(chain))
+        length = min(1.0, blocks * 16 / scale) ** 2 if weight > 0 else 0.0
+        assert found[f"w{i}"] == pytest.approx(weight * length + (1 - weight) * blocks / len(chain))
 
 
 @FEW
@@ -249,12 +256,10 @@ def test_weighted_sum_and_pick(loads, weights, most, seed):
     )
     decision = ls.Scheduler(config).schedule(ls.Request("m"), pool, now=1.0, seed=seed)
     explained = decision.explanation.profiles["default"]
-    columns = [
-        falling([load[0] or 0 for load in loads]),
-        falling([load[1] or 0 for load in loads]),
-        [1 - (load[2] or 0.0) for load in loads],
-    ]
-    totals = [math.fsum(w * c[i] for w, c in zip(weights, columns, strict=True)) for i in range(len(loads))]
+    waiting, running, usage = zip(*loads, strict=True)
+    columns = [falling(waiting), falling(running), each(lambda used: 1 - used, usage)]
+    parts = [[w * c[i].expected for w, c in zip(weights, columns, strict=True) if c[i] is not None] for i in range(len(loads))]
+    totals = [math.fsum(part) for part in parts]
     by_name = {e.name: float(t) for e, t in zip(explained.endpoints, explained.totals, strict=True)}
     assert [by_name[f"w{i}"] for i in range(len(loads))] == pytest.approx(totals)
     picked = [by_name[e.name] for e in decision.targets]

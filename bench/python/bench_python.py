@@ -61,7 +61,14 @@ def seconds_per_call(call, seconds):
 
 
 def report(case, metric, value, unit, better="lower"):
-    row = {"bench": "python", "case": case, "metric": metric, "value": round(value, 4), "unit": unit, "better": better}
+    row = {
+        "bench": "python",
+        "case": case,
+        "metric": metric,
+        "value": round(value, 4),
+        "unit": unit,
+        "better": better,
+    }
     print(json.dumps(row), flush=True)
 
 
@@ -76,7 +83,13 @@ def bench_hash(seconds):
     for name, tokens in (("int32", narrow), ("int64", array), ("list", listed)):
         ours = seconds_per_call(lambda tokens=tokens: hasher.hash_blocks(tokens), seconds)
         report(f"sha256, 100k tokens, {name}", "time", ours * 1e3, "ms")
-        report(f"sha256, 100k tokens, {name}", "times faster than vllm functions", theirs / ours, "x", "higher")
+        report(
+            f"sha256, 100k tokens, {name}",
+            "times faster than vllm functions",
+            theirs / ours,
+            "x",
+            "higher",
+        )
     ours = seconds_per_call(lambda: hasher.block_keys(narrow), seconds)
     report("sha256 keys, 100k tokens, int32", "time", ours * 1e3, "ms")
     for name, tokens in (("int32", narrow), ("list", listed)):
@@ -103,16 +116,22 @@ def bench_match(seconds, program):
     ours, theirs = {case: [] for case in cases}, {case: [] for case in cases}
     for _ in range(5):
         for case, (space, chain) in cases.items():
-            ours[case].append(seconds_per_call(lambda s=space, c=chain: index.match(s, c), seconds / 5) * 1e6)
+            ours[case].append(
+                seconds_per_call(lambda s=space, c=chain: index.match(s, c), seconds / 5) * 1e6
+            )
         if program:
-            lines = subprocess.run([program, "--json"], check=True, capture_output=True, text=True).stdout
+            lines = subprocess.run(
+                [program, "--json"], check=True, capture_output=True, text=True
+            ).stdout
             for row in map(json.loads, lines.splitlines()):
                 theirs[row["case"]].append(row["value"])
     for case in cases:
         median = statistics.median(ours[case])
         report(f"match, {case}", "time", median, "us")
         if program:
-            report(f"match, {case}", "time above C++", median - statistics.median(theirs[case]), "us")
+            report(
+                f"match, {case}", "time above C++", median - statistics.median(theirs[case]), "us"
+            )
 
 
 def bench_decision(seconds):
@@ -149,14 +168,23 @@ def bench_decision(seconds):
 
     case = "decision, 100 endpoints, 64 blocks"
     report(case, "time", seconds_per_call(decide, seconds) * 1e6, "us")
-    report(f"{case}, with its address", "time", seconds_per_call(lambda: decide().address, seconds) * 1e6, "us")
+    report(
+        f"{case}, with its address",
+        "time",
+        seconds_per_call(lambda: decide().address, seconds) * 1e6,
+        "us",
+    )
     whole = seconds_per_call(lambda: decide().dispatch().close(), seconds)
     report(f"{case}, dispatched", "time", whole * 1e6, "us")
-    whole = seconds_per_call(lambda: scheduler.schedule(scheduler.request(tokens, model="m"), pool, seed=7), seconds)
+    whole = seconds_per_call(
+        lambda: scheduler.schedule(scheduler.request(tokens, model="m"), pool, seed=7), seconds
+    )
     report(f"{case}, 1024 tokens hashed", "time", whole * 1e6, "us")
 
     registry = ls.Registry()
-    registry.register("free-scorer", type("Free", (), {"score": lambda self, c, p, s: 1 - c.kv_usage}))
+    registry.register(
+        "free-scorer", type("Free", (), {"score": lambda self, c, p, s: 1 - c.kv_usage})
+    )
     with_python = ls.Scheduler(ls.make_config(["queue-scorer", "free-scorer"]), registry=registry)
     took = seconds_per_call(lambda: with_python.schedule(request, pool, now=2.0, seed=7), seconds)
     report("decision, 100 endpoints, a scorer in Python", "time", took * 1e6, "us")
@@ -166,13 +194,20 @@ def bench_events(seconds):
     keys = np.arange(1, 5, dtype=np.uint64)
     event = le.block_stored(keys, tokens=np.arange(64, dtype=np.uint32), block_size=16)
     payload = le.encode([event], timestamp=1.0)
-    report("decode, 1 event of 64 tokens", "time", seconds_per_call(lambda: le.decode(payload), seconds) * 1e6, "us")
+    report(
+        "decode, 1 event of 64 tokens",
+        "time",
+        seconds_per_call(lambda: le.decode(payload), seconds) * 1e6,
+        "us",
+    )
     took = seconds_per_call(lambda: le.encode([event], timestamp=1.0), seconds)
     report("encode, 1 event of 64 tokens", "time", took * 1e6, "us")
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
     parser.add_argument("--bench-match", help="the program of that name, of the same build type")
     arguments = parser.parse_args()

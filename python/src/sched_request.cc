@@ -15,24 +15,6 @@
 namespace llmd::python {
 namespace py = pybind11;
 
-absl::StatusOr<PrefixPlan> PrefixPlan::From(const sched::SchedulerConfig& config) {
-  PrefixPlan plan;
-  for (const sched::PluginSpec& plugin : config.plugins) {
-    const std::string& name = plugin.name.empty() ? plugin.type : plugin.name;
-    if (plugin.type == "precise-prefix-cache-producer") {
-      absl::StatusOr<sched::PreciseOptions> options = sched::ParsePreciseOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.precise = *std::move(options);
-    } else if (plugin.type == "approx-prefix-cache-producer") {
-      absl::StatusOr<sched::ApproxPrefixOptions> options =
-          sched::ParseApproxPrefixOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.approx = *options;
-    }
-  }
-  return plan;
-}
-
 OwnedPrompt::OwnedPrompt(std::vector<TokenId> tokens, std::size_t token_count, std::vector<Chain> chains,
                          std::vector<Item> items)
     : tokens_(std::move(tokens)), chains_(std::move(chains)), items_(std::move(items)) {
@@ -46,7 +28,7 @@ std::vector<OwnedPrompt::Chain> MakeChains(const PrefixPlan& plan, const std::st
                                            std::uint32_t engine_block_size, TokenSpan tokens,
                                            const std::vector<OwnedPrompt::Item>& items) {
   std::vector<OwnedPrompt::Chain> chains;
-  if (!plan.precise && !plan.approx) return chains;
+  if (!plan.wants_tokens()) return chains;
   chains.resize(plan.approx ? 2 : 1);
   if (plan.precise) {
     std::vector<ingest::MultimodalItem> engine_items;

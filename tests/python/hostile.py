@@ -2,6 +2,8 @@
 
 import array
 import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -144,34 +146,74 @@ NO_BYTES = [
     lambda: memoryview(bytes(8))[::2],
     lambda: np.zeros((4, 4), np.uint8)[:, 1],
 ]
-NO_BOOL = [lambda: None, lambda: 1, lambda: 0.0, lambda: "true", lambda: [], lambda: np.array([True, False])]
-NO_OBJECT = [lambda: None, lambda: 1, lambda: "x", lambda: [], lambda: object()]
+NO_BOOL = [
+    lambda: None,
+    lambda: 1,
+    lambda: 0.0,
+    lambda: "true",
+    lambda: [],
+    lambda: np.array([True, False]),
+]
 NO_ITERABLE = [lambda: None, lambda: 1, lambda: 1.5, lambda: "ab", lambda: b"ab", lambda: object()]
 
-BAD = {
-    "tokens": NO_SEQUENCE + NO_ARRAY + NO_ELEMENTS + NO_TOKEN,
-    "keys": NO_SEQUENCE + NO_ARRAY + NO_ELEMENTS + NO_KEY,
-    "number": NO_NUMBER,
-    "text": NO_TEXT,
-    "bytes": NO_BYTES + [lambda: "text"],
-    "bytes or text": NO_BYTES + [lambda: "\ud800"],
-    "bool": NO_BOOL,
-    "object": NO_OBJECT,
-    "list": NO_ITERABLE,
-    "texts": NO_ITERABLE + [lambda: [1], lambda: ["a", None], lambda: ["\ud800"], lambda: [b"a"]],
-    "mapping": [lambda: 1, lambda: "ab", lambda: ["a"], lambda: object()],
-}
+
+class Kind(NamedTuple):
+    """What an argument wants, and how to make values that it must refuse."""
+
+    name: str
+    bad: list[Callable[[], Any]]
 
 
-def bad_values(kind):
-    """The values for a kind; ``"integer 1 .. 9"`` has limits, and ``"optional "`` in front lets None pass."""
-    optional = kind.startswith("optional ")
-    kind = kind.removeprefix("optional ")
-    if kind.startswith("integer"):
-        low, high = (eval(limit) for limit in kind.removeprefix("integer ").split(" .. "))
-        made = [*NO_INTEGER, lambda: low - 1, lambda: high + 1]
-        # Beyond 64 bits for whoever takes all of them.
-        made = [make for make in made if not (type(make()) is int and low <= make() <= high)]
-    else:
-        made = BAD[kind]
-    return [make for make in made if not (optional and make() is None)]
+def integer(low: int, high: int) -> Kind:
+    """An integer with limits."""
+    made = [*NO_INTEGER, lambda: low - 1, lambda: high + 1]
+    # Those of more than 64 bits are bad for nearly all.
+    bad = [make for make in made if not (type(make()) is int and low <= make() <= high)]
+    return Kind(f"integer {low} .. {high}", bad)
+
+
+def optional(kind: Kind) -> Kind:
+    """None is welcome."""
+    return Kind(f"optional {kind.name}", [make for make in kind.bad if make() is not None])
+
+
+TOKENS = Kind("tokens", NO_SEQUENCE + NO_ARRAY + NO_ELEMENTS + NO_TOKEN)
+KEYS = Kind("keys", NO_SEQUENCE + NO_ARRAY + NO_ELEMENTS + NO_KEY)
+NUMBER = Kind("number", NO_NUMBER)
+TEXT = Kind("text", NO_TEXT)
+BYTES = Kind("bytes", [*NO_BYTES, lambda: "text"])
+BYTES_OR_TEXT = Kind("bytes or text", [*NO_BYTES, lambda: "\ud800"])
+FLAG = Kind("bool", NO_BOOL)
+OBJECT = Kind(
+    "object of our own", [lambda: None, lambda: 1, lambda: "x", lambda: [], lambda: object()]
+)
+LIST = Kind("iterable", NO_ITERABLE)
+NO_TEXTS = [lambda: [1], lambda: ["a", None], lambda: ["\ud800"], lambda: [b"a"]]
+TEXTS = Kind("texts", NO_ITERABLE + NO_TEXTS)
+MAPPING = Kind("mapping", [lambda: 1, lambda: "ab", lambda: ["a"], lambda: object()])
+OPTIONAL_TOKENS, OPTIONAL_NUMBER, OPTIONAL_TEXT = optional(TOKENS), optional(NUMBER), optional(TEXT)
+OPTIONAL_BYTES, OPTIONAL_OBJECT, OPTIONAL_LIST = optional(BYTES), optional(OBJECT), optional(LIST)
+OPTIONAL_MAPPING = optional(MAPPING)
+
+U16, U32, U64 = integer(0, 2**16 - 1), integer(0, 2**32 - 1), integer(0, 2**64 - 1)
+I64 = integer(-(2**63), 2**63 - 1)
+KEY = integer(-(2**63), 2**64 - 1)  # signed ones as some engines publish them
+BLOCK, COUNT = integer(1, 2**20), integer(0, 2**24)
+
+
+class Case(NamedTuple):
+    """A callable with a good value and a kind for each argument."""
+
+    title: str
+    call: Callable[..., Any]
+    arguments: dict[str, tuple[Any, Kind]]
+
+
+def case(title: str, call: Callable[..., Any], /, **arguments: tuple[Any, Kind]) -> Case:
+    """So that a table reads like calls."""
+    return Case(title, call, arguments)
+
+
+def of(make: Callable[[], Any], method: str) -> Callable[..., Any]:
+    """A method of a new object."""
+    return lambda **arguments: getattr(make(), method)(**arguments)

@@ -34,13 +34,19 @@ SERIALIZERS = {
 
 def vllm_hash(algorithm, value):
     data = SERIALIZERS[algorithm](value)
-    return hashlib.sha256(data).digest() if algorithm.startswith("sha") else xxhash.xxh3_128_digest(data)
+    return (
+        hashlib.sha256(data).digest()
+        if algorithm.startswith("sha")
+        else xxhash.xxh3_128_digest(data)
+    )
 
 
 def vllm_chain(algorithm, tokens, block_size, none_hash, extra_keys=()):
     parent, out = none_hash, []
     for i, block in enumerate(full_blocks(tokens, block_size)):
-        parent = vllm_hash(algorithm, (parent, block, extra_keys[i] if i < len(extra_keys) else None))
+        parent = vllm_hash(
+            algorithm, (parent, block, extra_keys[i] if i < len(extra_keys) else None)
+        )
         out.append(parent)
     return out
 
@@ -58,10 +64,15 @@ def vllm_extra_keys(extras, block_size, count, style):
         for item in sorted(extras.multimodal, key=lambda item: item.offset):
             if item.offset < start + block_size and item.offset + item.length > start:
                 place = item.offset - start
-                bare = {"offset": (item.identifier, place), "tagged": ("mm", item.identifier, place)}
+                bare = {
+                    "offset": (item.identifier, place),
+                    "tagged": ("mm", item.identifier, place),
+                }
                 keys.append(bare.get(style, item.identifier))
         if extras.cache_salt and start == 0:
-            keys.append(("cache_salt", extras.cache_salt) if style == "tagged" else extras.cache_salt)
+            keys.append(
+                ("cache_salt", extras.cache_salt) if style == "tagged" else extras.cache_salt
+            )
         if i < len(extras.embeds_digests):
             digest = extras.embeds_digests[i]
             keys.append(("prompt_embeds", digest) if style == "tagged" else digest)
@@ -126,7 +137,9 @@ def estimated_tokens(parts):
         if isinstance(part, str):
             data += part.encode()
         else:
-            data += bytes(-len(data) % 4) + le32([xxhash.xxh64_intdigest(part[0].encode()) % 2**32] * part[1])
+            data += bytes(-len(data) % 4) + le32(
+                [xxhash.xxh64_intdigest(part[0].encode()) % 2**32] * part[1]
+            )
     data += bytes(-len(data) % 4)
     return [int.from_bytes(data[i : i + 4], "little") for i in range(0, len(data), 4)]
 
@@ -158,10 +171,14 @@ def dynamo_sequence(local, parent, seed):
 
 
 def sglang_pages(tokens, size, parent, bigram):
-    units = list(zip(tokens, tokens[1:], strict=False)) if bigram else [(token,) for token in tokens]
+    units = (
+        list(zip(tokens, tokens[1:], strict=False)) if bigram else [(token,) for token in tokens]
+    )
     out = []
     for page in full_blocks(units, size):
-        parent = hashlib.sha256((parent or b"") + le32(token for unit in page for token in unit)).digest()
+        parent = hashlib.sha256(
+            (parent or b"") + le32(token for unit in page for token in unit)
+        ).digest()
         out.append(parent)
     return out
 
@@ -257,7 +274,12 @@ def maglev(hosts, size):
     state = {}
     for host in order:
         key = hosts[host][0].encode()
-        state[host] = [xxhash.xxh64_intdigest(key) % size, xxhash.xxh64_intdigest(key, 1) % (size - 1) + 1, 0, 0.0]
+        state[host] = [
+            xxhash.xxh64_intdigest(key) % size,
+            xxhash.xxh64_intdigest(key, 1) % (size - 1) + 1,
+            0,
+            0.0,
+        ]
     table, filled, iteration = [None] * size, 0, 0
     while filled < size:
         iteration += 1
@@ -284,4 +306,12 @@ STORED = ("block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_
 REMOVED = ("block_hashes", "medium", "group_idx")
 STORED_FIELDS = {"array6": 5, "array7": 6, "array8": 7, "array9": 8, "array10": 9, "array12": 11}
 REMOVED_FIELDS = {"array6": 1, "array7": 2, "array8": 2, "array9": 2, "array10": 3, "array12": 3}
-NO_DEFAULT = {"block_hashes", "parent_block_hash", "token_ids", "block_size", "lora_id", "medium", "lora_name"}
+NO_DEFAULT = {
+    "block_hashes",
+    "parent_block_hash",
+    "token_ids",
+    "block_size",
+    "lora_id",
+    "medium",
+    "lora_name",
+}

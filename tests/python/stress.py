@@ -38,7 +38,8 @@ import numpy as np
 ROUNDS_OF_A_THREAD = 5
 BLOCK = 4
 PROMPTS = [
-    np.random.default_rng(i).integers(0, 2**32, 40 * (1 + i % 8), dtype=np.uint32) for i in range(40)
+    np.random.default_rng(i).integers(0, 2**32, 40 * (1 + i % 8), dtype=np.uint32)
+    for i in range(40)
 ]  # of 40 to 320 tokens, nothing in common
 LONG = np.random.default_rng(99).integers(0, 2**31, 6000, dtype=np.int64)
 
@@ -56,8 +57,12 @@ class Weighing:
 def pool_of(count: int) -> tuple[ls.EndpointPool, list[ls.EndpointHandle]]:
     pool, handles = ls.EndpointPool(), []
     for i in range(count):
-        handle = pool.add(f"w{i}", f"10.0.{i // 250}.{i % 250 + 1}", 8000, labels={"slow": "yes"} if i % 3 else {})
-        pool.set_metrics(handle, waiting=i * 7 % 11, running=i * 5 % 13, kv_usage=i * 3 % 17 / 17, at=1.0)
+        handle = pool.add(
+            f"w{i}", f"10.0.{i // 250}.{i % 250 + 1}", 8000, labels={"slow": "yes"} if i % 3 else {}
+        )
+        pool.set_metrics(
+            handle, waiting=i * 7 % 11, running=i * 5 % 13, kv_usage=i * 3 % 17 / 17, at=1.0
+        )
         pool.set_attribute(handle, "age", i % 4, at=1.0)
         handles.append(handle)
     return pool, handles
@@ -92,7 +97,9 @@ class Shared:
                     "precise-prefix-cache-producer",
                     {
                         "type": "prefix-cache-scorer",
-                        "parameters": {"prefixMatchInfoProducerName": "precise-prefix-cache-producer"},
+                        "parameters": {
+                            "prefixMatchInfoProducerName": "precise-prefix-cache-producer"
+                        },
                     },
                 ]
             ),
@@ -139,7 +146,9 @@ class Lane:
 
     def hash(self) -> None:
         _, tokens, _ = self.prompt()
-        self.sure(self.shared.hasher.hash_blocks(tokens)[-1], int(self.shared.hasher.block_keys(LONG)[-1]))
+        self.sure(
+            self.shared.hasher.hash_blocks(tokens)[-1], int(self.shared.hasher.block_keys(LONG)[-1])
+        )
         self.sure(self.shared.hasher.hash_blocks(tokens.tolist())[0])
 
     def extend(self) -> None:
@@ -160,7 +169,11 @@ class Lane:
             self.depths[which] = end = self.random.randint(max(depth, 1), len(keys))
             parent = int(keys[depth - 1]) if depth else None
             result = index.store(
-                self.holder, NS, engine_keys=keys[depth:end], content_keys=keys[depth:end], parent=parent
+                self.holder,
+                NS,
+                engine_keys=keys[depth:end],
+                content_keys=keys[depth:end],
+                parent=parent,
             )
             assert result.applied and result.added == end - depth
         self.sure(index.match(NS, keys).depth(self.holder))
@@ -213,7 +226,9 @@ class Lane:
             seed=self.random.getrandbits(64),
         )
         explained = decision.explanation.profiles["default"]
-        self.sure(decision.address, explained.totals.tolist(), explained.scores_of("weighing-scorer"))
+        self.sure(
+            decision.address, explained.totals.tolist(), explained.scores_of("weighing-scorer")
+        )
         assert decision.explanation.costs["weighing-scorer"].errors == 0
 
     def dispatch(self) -> None:
@@ -265,7 +280,9 @@ class Lane:
         key = self.random.getrandbits(64)
         self.sure(self.shared.ring.pick(key), self.shared.maglev.pick(key), lg.xxhash64(str(key)))
         page = f"vllm:num_requests_waiting {key % 50}\nvllm:num_requests_running 1\nvllm:kv_cache_usage_perc 0.5\n"
-        self.shared.metrics.update(page, self.shared.live, self.shared.handles[self.number], now=1.0)
+        self.shared.metrics.update(
+            page, self.shared.live, self.shared.handles[self.number], now=1.0
+        )
         endpoint = self.shared.live.find(self.shared.handles[self.number])
         assert endpoint is not None and endpoint.running == 1
         body = json.dumps({"model": "m", "prompt": [key % 1000] * 20}).encode()
@@ -332,7 +349,9 @@ def run(threads: int, seconds: float, seed: int) -> Report:
     report.checksums = [lane.checksums for lane in lanes]
     report.rounds = sum(len(checksums) for checksums in report.checksums)
     states = shared.live_scheduler._core.states
-    assert all(states.in_flight("inflight-load-producer", handle) == (0, 0) for handle in shared.handles)
+    assert all(
+        states.in_flight("inflight-load-producer", handle) == (0, 0) for handle in shared.handles
+    )
     assert shared.manager.num_requests == 0 and shared.manager.state.num_held == 0
     return report
 
@@ -344,7 +363,9 @@ def replay(report: Report, seed: int) -> int:
     for lane, expected in zip(lanes, report.checksums, strict=True):
         for i, checksum in enumerate(expected):
             lane.round()
-            assert lane.checksums[i] == checksum, f"lane {lane.number}, round {i}: another result than in threads"
+            assert (
+                lane.checksums[i] == checksum
+            ), f"lane {lane.number}, round {i}: another result than in threads"
     return sum(len(lane.checksums) for lane in lanes)
 
 
@@ -354,24 +375,32 @@ def is_flat(series: list[int], slack: int) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--threads", type=int, default=64)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--no-tracemalloc", action="store_true", help="for sanitizers: memory is not looked at")
+    parser.add_argument(
+        "--no-tracemalloc", action="store_true", help="for sanitizers: memory is not looked at"
+    )
     arguments = parser.parse_args()
     faulthandler.enable()
     sys.setswitchinterval(1e-4)
     if not arguments.no_tracemalloc:
         tracemalloc.start()
     report = run(arguments.threads, arguments.seconds, arguments.seed)
-    print(f"{arguments.threads} threads at a time, {report.threads_started} in all, for {arguments.seconds:g} s")
+    print(
+        f"{arguments.threads} threads at a time, {report.threads_started} in all, for {arguments.seconds:g} s"
+    )
     print(f"{report.rounds} rounds of 6 steps, no error")
     print("RSS in MB:      ", " ".join(f"{value / 1e6:.1f}" for value in report.rss))
     print("tracemalloc, MB:", " ".join(f"{value / 1e6:.2f}" for value in report.traced))
     tracemalloc.stop()
     begin = time.monotonic()
-    print(f"{replay(report, arguments.seed)} rounds replayed in one thread in {time.monotonic() - begin:.1f} s: equal")
+    print(
+        f"{replay(report, arguments.seed)} rounds replayed in one thread in {time.monotonic() - begin:.1f} s: equal"
+    )
     if not arguments.no_tracemalloc:
         assert is_flat(report.rss, 16 << 20), "RSS grows"
         assert is_flat(report.traced, 1 << 20), "the memory that Python allocates grows"

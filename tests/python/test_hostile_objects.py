@@ -161,7 +161,9 @@ def test_lists_that_change_while_they_are_read(change):
         lambda: index.remove(holder, hostile([1, 2])),
         lambda: lw.BlockPool(num_blocks=8).touch(hostile([1, 2])),
         lambda: ring.pick_many(hostile([1, 2])),
-        lambda: le.encode([le.block_stored([1], tokens=hostile([1, 2]), block_size=2)], timestamp=0),
+        lambda: le.encode(
+            [le.block_stored([1], tokens=hostile([1, 2]), block_size=2)], timestamp=0
+        ),
         lambda: ls.Prompt(hostile([1, 2, 3])),
     ):
         try:
@@ -262,7 +264,10 @@ def test_views_outlive_their_owners():
     flight.close()
     assert match.depth(holder) == 1 and match.slots.tolist() == [holder.slot]
     assert len(chain.extend([1, 2])) == 2 and ring.pick(0, 1, [0]) == 0
-    assert feed.apply(feed.add_publisher("a:1", model="m"), le.encode([], timestamp=0)).skipped_events == 0
+    assert (
+        feed.apply(feed.add_publisher("a:1", model="m"), le.encode([], timestamp=0)).skipped_events
+        == 0
+    )
 
 
 def test_wrong_objects_inside_good_ones():
@@ -321,7 +326,13 @@ class Raising:
 
 @pytest.mark.parametrize(
     "error",
-    [ValueError("\udcff"), ValueError("\ud800"), ValueError(b"\xff"), OSError(2, "x"), UnicodeError("\udcff")],
+    [
+        ValueError("\udcff"),
+        ValueError("\ud800"),
+        ValueError(b"\xff"),
+        OSError(2, "x"),
+        UnicodeError("\udcff"),
+    ],
     ids=repr,
 )
 def test_plugins_with_exceptions_that_cannot_be_printed(error):
@@ -359,7 +370,18 @@ def test_plugins_that_decide_inside_a_decision():
 
 @pytest.mark.parametrize(
     "result",
-    [0.5, "abc", [None], [], [[1.0], [2.0]], [1.0, 2.0, 3.0], object(), {"a": 1}, np.zeros((2, 2)), [object()] * 2],
+    [
+        0.5,
+        "abc",
+        [None],
+        [],
+        [[1.0], [2.0]],
+        [1.0, 2.0, 3.0],
+        object(),
+        {"a": 1},
+        np.zeros((2, 2)),
+        [object()] * 2,
+    ],
     ids=repr,
 )
 def test_plugins_that_give_nonsense(result):

@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 FEW = settings(max_examples=60, deadline=None)
-TOKEN = st.integers(0, 2**32 - 1) | st.sampled_from([0, 23, 24, 255, 256, 65535, 65536, 2**31 - 1, 2**31])
+TOKEN = st.integers(0, 2**32 - 1) | st.sampled_from(
+    [0, 23, 24, 255, 256, 65535, 65536, 2**31 - 1, 2**31]
+)
 TOKENS = st.lists(TOKEN, max_size=70)
 SIZE = st.integers(1, 20)
 TEXT = st.text(max_size=20)
@@ -36,7 +38,9 @@ def test_vllm_seeds_and_chains(algorithm, tokens, size, seed):
     assert hasher.none_hash == none_hash
     expected = models.vllm_chain(algorithm, tokens, size, none_hash)
     assert hasher.hash_blocks(tokens) == expected
-    assert [int(key) for key in hasher.block_keys(tokens)] == [int.from_bytes(d[-8:], "big") for d in expected]
+    assert [int(key) for key in hasher.block_keys(tokens)] == [
+        int.from_bytes(d[-8:], "big") for d in expected
+    ]
     block = tokens[:7]
     assert hasher.preimage(block) == models.SERIALIZERS[algorithm]((none_hash, tuple(block), None))
     assert hasher.hash_block(block) == models.vllm_hash(algorithm, (none_hash, tuple(block), None))
@@ -59,7 +63,11 @@ def test_extra_keys_of_requests(extras, size, count, style):
 def test_chains_with_extras(extras, tokens, size, style, data):
     hasher = lh.VllmHasher("sha256_cbor", block_size=size, none_hash=b"\1" * 32)
     expected = models.vllm_chain(
-        "sha256_cbor", tokens, size, b"\1" * 32, models.vllm_extra_keys(extras, size, len(tokens), style)
+        "sha256_cbor",
+        tokens,
+        size,
+        b"\1" * 32,
+        models.vllm_extra_keys(extras, size, len(tokens), style),
     )
     chain, start = lh.VllmChain(hasher, extras, style=style), 0
     while start < len(tokens):
@@ -94,12 +102,20 @@ def test_extra_strings_of_requests(extras, size, count):
             for item in sorted(extras.multimodal, key=lambda item: item.offset)
             if item.offset < start + size and item.offset + item.length > start
         ]
-        expected.append((*texts, extras.cache_salt) if i == 0 and extras.cache_salt else tuple(texts))
+        expected.append(
+            (*texts, extras.cache_salt) if i == 0 and extras.cache_salt else tuple(texts)
+        )
     assert lh.extra_strings(extras, block_size=size, count=count) == expected
 
 
 @FEW
-@given(st.binary(max_size=300) | st.text(max_size=100), TEXT, TEXT, st.integers(1, 70), st.integers(1, 5))
+@given(
+    st.binary(max_size=300) | st.text(max_size=100),
+    TEXT,
+    TEXT,
+    st.integers(1, 70),
+    st.integers(1, 5),
+)
 def test_gaie(prompt, model, salt, size, most):
     data = prompt.encode() if isinstance(prompt, str) else prompt
     ours = lh.gaie_prefix_keys(prompt, model, cache_salt=salt, block_bytes=size, max_blocks=most)
@@ -111,7 +127,12 @@ def test_gaie(prompt, model, salt, size, most):
        st.integers(0, 4))  # fmt: skip
 def test_approximate(tokens, model, salt, size, max_tokens, max_blocks):
     ours = lh.approx_prefix_keys(
-        tokens, model, cache_salt=salt, block_size=size, max_prefix_tokens=max_tokens, max_prefix_blocks=max_blocks
+        tokens,
+        model,
+        cache_salt=salt,
+        block_size=size,
+        max_prefix_tokens=max_tokens,
+        max_prefix_blocks=max_blocks,
     )
     assert ours.tolist() == models.approx_keys(tokens, model, salt, size, max_tokens, max_blocks)
 
@@ -129,10 +150,16 @@ def test_dynamo(tokens, size, lora, namespace, eagle, parent):
     assert lh.dynamo_local_seed(lora, namespace) == seed
     local = models.dynamo_local(tokens, size, seed, eagle)
     assert lh.dynamo_local_hashes(tokens, block_size=size, seed=seed, eagle=eagle).tolist() == local
-    assert lh.dynamo_sequence_hashes(local, parent).tolist() == models.dynamo_sequence(local, parent, 1337)
-    assert lh.dynamo_sequence_hashes(local, parent, seed=seed).tolist() == models.dynamo_sequence(local, parent, seed)
+    assert lh.dynamo_sequence_hashes(local, parent).tolist() == models.dynamo_sequence(
+        local, parent, 1337
+    )
+    assert lh.dynamo_sequence_hashes(local, parent, seed=seed).tolist() == models.dynamo_sequence(
+        local, parent, seed
+    )
     if not eagle:  # what the index matches by, of a prompt with nothing but tokens
-        assert lh.content_keys(tokens, block_size=size).tolist() == models.dynamo_local(tokens, size, 1337)
+        assert lh.content_keys(tokens, block_size=size).tolist() == models.dynamo_local(
+            tokens, size, 1337
+        )
 
 
 @FEW
@@ -142,7 +169,11 @@ def test_content_keys_are_local(tokens, size, salt, items):
     plain = lh.content_keys(tokens, block_size=size)
     ours = lh.content_keys(tokens, block_size=size, cache_salt=salt, items=items)
     for i, (a, b) in enumerate(zip(plain, ours, strict=True)):
-        named = [t for t in items if t.identifier and t.offset < (i + 1) * size and t.offset + t.length > i * size]
+        named = [
+            t
+            for t in items
+            if t.identifier and t.offset < (i + 1) * size and t.offset + t.length > i * size
+        ]
         assert (a != b) == bool(named or (i == 0 and salt))
 
 
@@ -168,25 +199,40 @@ def test_lmcache(tokens, size, seed, partial, algorithm):
 
 
 @FEW
-@given(TOKENS, SIZE, st.just(0) | U64, st.none() | st.integers(1, 2**64 - 1), st.none() | st.text(min_size=1))
+@given(
+    TOKENS,
+    SIZE,
+    st.just(0) | U64,
+    st.none() | st.integers(1, 2**64 - 1),
+    st.none() | st.text(min_size=1),
+)
 @example([1, 2, 3], 2, 0, 5, "salt")
 def test_trtllm(tokens, size, parent, lora, salt):
     salt_id = None if salt is None else lh.trtllm_salt_id(salt)
     if salt is not None:
         assert salt_id == int.from_bytes(hashlib.sha256(salt.encode()).digest()[:8], "little")
-    ours = lh.trtllm_v1_keys(tokens, tokens_per_block=size, parent=parent, lora_task_id=lora, salt_id=salt_id)
+    ours = lh.trtllm_v1_keys(
+        tokens, tokens_per_block=size, parent=parent, lora_task_id=lora, salt_id=salt_id
+    )
     assert ours.tolist() == models.trtllm_v1(tokens, size, parent, lora, salt_id)
 
 
 @FEW
-@given(st.binary(max_size=32), st.integers(0, 2**32 - 1), st.lists(DIGEST, max_size=9), st.integers(1, 4))
+@given(
+    st.binary(max_size=32),
+    st.integers(0, 2**32 - 1),
+    st.lists(DIGEST, max_size=9),
+    st.integers(1, 4),
+)
 def test_pool_keys_and_groups(digest, group, digests, factor):
     key = lh.pool_key(digest, group)
     assert key == digest + group.to_bytes(4, "big")
     if len(digest) in (16, 32):
         assert lh.parse_pool_key(key) == (digest, group)
     assert lh.low64(digest) == int.from_bytes(digest[-8:], "big")
-    assert lh.group_digests(digests, factor) == digests[factor - 1 :: factor][: len(digests) // factor]
+    assert (
+        lh.group_digests(digests, factor) == digests[factor - 1 :: factor][: len(digests) // factor]
+    )
 
 
 @FEW
@@ -195,11 +241,19 @@ def test_probe_finds_every_vllm_form(algorithm, tokens, seed):
     chain = models.vllm_chain(algorithm, tokens, 4, models.vllm_hash(algorithm, seed))
     hashes = [int.from_bytes(digest[-8:], "big") for digest in chain]
     match = lh.probe(tokens, hashes, block_size=4, seeds=[seed]).match
-    assert match is not None and (match.engine, match.algorithm, match.blocks) == ("vllm", algorithm, 2)
+    assert match is not None and (match.engine, match.algorithm, match.blocks) == (
+        "vllm",
+        algorithm,
+        2,
+    )
     assert lh.probe(tokens, [hashes[0] ^ 1, hashes[1]], block_size=4, seeds=[seed]).match is None
 
 
 def test_unknown_forms_are_refused():
-    for call in (lambda: lh.VllmHasher("md5"), lambda: lh.RequestKeyHasher("md5"), lambda: lh.lmcache_hasher("md5")):
+    for call in (
+        lambda: lh.VllmHasher("md5"),
+        lambda: lh.RequestKeyHasher("md5"),
+        lambda: lh.lmcache_hasher("md5"),
+    ):
         with pytest.raises(ValueError, match="md5"):
             call()

@@ -64,7 +64,9 @@ class Holders:
 # Chains of keys 1 .. 3 meet often.
 CHAIN = st.lists(st.integers(1, 3), max_size=5)
 OPERATION = st.tuples(
-    st.sampled_from(["add", "store", "store", "store", "remove", "clear", "retire", "snapshot", "compact"]),
+    st.sampled_from(
+        ["add", "store", "store", "store", "remove", "clear", "retire", "snapshot", "compact"]
+    ),
     st.integers(0, 9),
     st.integers(0, 1),
     CHAIN,
@@ -81,7 +83,9 @@ def test_prefix_index(operations):
         holder = holders[number % len(holders)] if holders else None
         if what == "add":
             counts = number % 2 == 1
-            holder = index.add_holder(f"pod{added}:1", removal="refcount" if counts else "set", tier="cpu")
+            holder = index.add_holder(
+                f"pod{added}:1", removal="refcount" if counts else "set", tier="cpu"
+            )
             assert index.find_holder(f"pod{added}:1", tier="cpu") == holder
             added += 1
             model.held[holder], model.counts[holder] = {}, counts
@@ -95,14 +99,20 @@ def test_prefix_index(operations):
             path = (ns, *start)
             keys = [engine_key((ns, *start, *contents[: i + 1])) for i in range(len(contents))]
             result = index.store(
-                holder, ns, engine_keys=keys, content_keys=contents, parent=engine_key(path) if start else None
+                holder,
+                ns,
+                engine_keys=keys,
+                content_keys=contents,
+                parent=engine_key(path) if start else None,
             )
             outcome, new = model.store(holder, path, contents)
             assert (result.outcome, result.added) == (outcome, new)
             assert result.duplicates == (len(contents) - new if result.applied else 0)
         elif what == "remove":
             paths = [(ns, *start[: i + 1]) for i in range(len(start))]
-            assert index.remove(holder, [engine_key(path) for path in paths]) == model.remove(holder, paths)
+            assert index.remove(holder, [engine_key(path) for path in paths]) == model.remove(
+                holder, paths
+            )
         elif what == "clear":
             assert index.clear(holder)
             model.held[holder].clear()
@@ -116,7 +126,9 @@ def test_prefix_index(operations):
         assert [h for h, _ in index.holders()] == sorted(model.held, key=lambda h: h.slot)
         for gone in retired:
             assert index.holder(gone) is None
-            assert index.store(gone, ns, engine_keys=[1], content_keys=[1]).outcome == "stale_holder"
+            assert (
+                index.store(gone, ns, engine_keys=[1], content_keys=[1]).outcome == "stale_holder"
+            )
 
 
 def test_damaged_snapshots():
@@ -124,13 +136,22 @@ def test_damaged_snapshots():
     holder = index.add_holder("a:1")
     index.store(holder, NAMESPACES[0], engine_keys=[1, 2], content_keys=[1, 2])
     good = index.snapshot()
-    for damaged in (good[:-1], good[: len(good) // 2], good[:20] + b"\xff" + good[21:], b"", good + b"x"):
+    for damaged in (
+        good[:-1],
+        good[: len(good) // 2],
+        good[:20] + b"\xff" + good[21:],
+        b"",
+        good + b"x",
+    ):
         with pytest.raises((llmd.DataLossError, llmd.FailedPreconditionError, ValueError)):
             li.PrefixIndex.restore(damaged)
 
 
 @settings(max_examples=80, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 2), CHAIN, st.integers(0, 5)), max_size=20), st.sampled_from([None, 7.0]))
+@given(
+    st.lists(st.tuples(st.integers(0, 2), CHAIN, st.integers(0, 5)), max_size=20),
+    st.sampled_from([None, 7.0]),
+)
 def test_approximate_index(predictions, ttl):
     index, now = li.ApproxIndex(ttl=ttl, capacity_blocks=1000), 0.0
     holders = [index.add_holder(f"pod{i}:1") for i in range(3)]
@@ -152,7 +173,10 @@ def test_approximate_index(predictions, ttl):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.integers(1, 6), st.lists(st.lists(st.integers(1, 2**64 - 1), min_size=1, max_size=8), max_size=10))
+@given(
+    st.integers(1, 6),
+    st.lists(st.lists(st.integers(1, 2**64 - 1), min_size=1, max_size=8), max_size=10),
+)
 def test_approximate_index_is_bounded(capacity, chains):
     index = li.ApproxIndex(capacity_blocks=capacity)
     holder = index.add_holder("a:1")
@@ -211,7 +235,9 @@ def test_publishers_leave_holders_of_others_alone():
     index = li.PrefixIndex()
     mine = index.add_holder("a:1")
     feed = li.KvEventIngestor(index)
-    with pytest.raises(llmd.AlreadyExistsError, match='endpoint "a:1" has a holder that no ingestor made'):
+    with pytest.raises(
+        llmd.AlreadyExistsError, match='endpoint "a:1" has a holder that no ingestor made'
+    ):
         feed.add_publisher("a:1", model="m")
     assert index.holder(mine) is not None
     index.retire(mine)
@@ -236,7 +262,10 @@ def stored_fields(draw):
         "lora_id": draw(st.none() | st.integers(-(2**63), 2**63 - 1)),
         "medium": draw(st.none() | st.sampled_from(["GPU", "CPU"])),
         "lora_name": draw(st.none() | st.text(min_size=1, max_size=8)),
-        "extra_keys": draw(st.none() | st.lists(st.lists(TEXT, min_size=1, max_size=2), min_size=count, max_size=count)),
+        "extra_keys": draw(
+            st.none()
+            | st.lists(st.lists(TEXT, min_size=1, max_size=2), min_size=count, max_size=count)
+        ),
         "group_idx": draw(st.none() | U32),
         "kv_cache_spec_kind": draw(st.none() | st.sampled_from(["full_attention", "mamba"])),
         "kv_cache_spec_sliding_window": draw(st.none() | U32),
@@ -279,7 +308,9 @@ WIRE = st.one_of(st.tuples(st.just("BlockStored"), stored_fields()), st.tuples(s
 
 
 def fields_of(kind):
-    return {"BlockStored": models.STORED, "BlockRemoved": models.REMOVED, "AllBlocksCleared": ()}[kind]
+    return {"BlockStored": models.STORED, "BlockRemoved": models.REMOVED, "AllBlocksCleared": ()}[
+        kind
+    ]
 
 
 @settings(max_examples=100, deadline=None)
@@ -291,8 +322,15 @@ def test_array_form_is_msgpack(events, schema, rank, timestamp):
     for kind, fields in events:
         names = fields_of(kind)[: wanted[kind][schema]] if kind in wanted else ()
         rows.append([kind, *(fields[name] for name in names)])
-    payload = le.encode([event_of(*event) for event in events], timestamp=timestamp, schema=schema, data_parallel_rank=rank)
-    assert payload == msgpack.packb([timestamp, rows, rank])
+    payload = le.encode(
+        [event_of(*event) for event in events],
+        timestamp=timestamp,
+        schema=schema,
+        data_parallel_rank=rank,
+    )
+    assert payload == msgpack.packb(
+        [timestamp, rows] if schema == "array6" else [timestamp, rows, rank]
+    )
 
 
 @settings(max_examples=100, deadline=None)
@@ -300,17 +338,28 @@ def test_array_form_is_msgpack(events, schema, rank, timestamp):
 def test_map_form_is_msgpack(events, schema, rank):
     rows = []
     for kind, fields in events:
-        kept = {n: fields[n] for n in fields_of(kind) if fields[n] is not None or n in models.NO_DEFAULT}
+        kept = {
+            n: fields[n] for n in fields_of(kind) if fields[n] is not None or n in models.NO_DEFAULT
+        }
         rows.append({"type": kind, **kept})
-    payload = le.encode([event_of(*event) for event in events], timestamp=1.5, schema=schema, data_parallel_rank=rank)
+    payload = le.encode(
+        [event_of(*event) for event in events],
+        timestamp=1.5,
+        schema=schema,
+        data_parallel_rank=rank,
+    )
     unpacked = msgpack.unpackb(payload)
-    assert unpacked == [1.5, rows, rank] and [list(row) for row in unpacked[1]] == [list(row) for row in rows]
+    assert unpacked == [1.5, rows, rank] and [list(row) for row in unpacked[1]] == [
+        list(row) for row in rows
+    ]
     if schema == "map":
         assert payload == msgpack.packb([1.5, rows, rank])
 
 
 @settings(max_examples=100, deadline=None)
-@given(st.lists(WIRE, max_size=3), st.booleans(), st.none() | U32, st.randoms(use_true_random=False))
+@given(
+    st.lists(WIRE, max_size=3), st.booleans(), st.none() | U32, st.randoms(use_true_random=False)
+)
 def test_decoder_reads_what_msgpack_writes(events, maps, rank, random):
     rows = []
     for kind, fields in events:
@@ -325,7 +374,13 @@ def test_decoder_reads_what_msgpack_writes(events, maps, rank, random):
     assert list(batch.events) == [event_of(*event) for event in events]
 
 
-@given(st.lists(st.integers(-(2**63), 2**64 - 1) | st.binary(min_size=1, max_size=40), min_size=1, max_size=4))
+@given(
+    st.lists(
+        st.integers(-(2**63), 2**64 - 1) | st.binary(min_size=1, max_size=40),
+        min_size=1,
+        max_size=4,
+    )
+)
 def test_hashes_of_every_width(hashes):
     (event,) = le.decode(msgpack.packb([0, [["BlockRemoved", hashes, None]]])).events
     expected = [h % 2**64 if isinstance(h, int) else int.from_bytes(h[-8:], "big") for h in hashes]

@@ -28,11 +28,20 @@ HASHES = {"xxhash": lambda data: xxhash.xxh64_intdigest(data), "murmurhash2": mo
 
 
 @FEW
-@given(HOSTS, st.integers(1, 200), st.integers(200, 400), st.sampled_from(sorted(HASHES)), st.lists(U64, max_size=20))
+@given(
+    HOSTS,
+    st.integers(1, 200),
+    st.integers(200, 400),
+    st.sampled_from(sorted(HASHES)),
+    st.lists(U64, max_size=20),
+)
 def test_ring_hash(hosts, smallest, largest, function, keys):
     entries = models.ring(hosts, smallest, largest, HASHES[function])
     ring = lg.RingHash(
-        [lg.HashHost(*host) for host in hosts], min_ring_size=smallest, max_ring_size=largest, function=function
+        [lg.HashHost(*host) for host in hosts],
+        min_ring_size=smallest,
+        max_ring_size=largest,
+        function=function,
     )
     assert len(ring) == len(entries)
     keys += [entry[0] + d for entry in entries[:5] for d in (-1, 0, 1)] + [0, 2**64 - 1]
@@ -40,7 +49,9 @@ def test_ring_hash(hosts, smallest, largest, function, keys):
     expected = [models.ring_pick(entries, key) for key in keys]
     assert ring.pick_many(keys).tolist() == expected == [ring.pick(key) for key in keys]
     for attempt in (1, 2, 7):
-        assert [ring.pick(k, attempt) for k in keys] == [models.ring_pick(entries, k, attempt) for k in keys]
+        assert [ring.pick(k, attempt) for k in keys] == [
+            models.ring_pick(entries, k, attempt) for k in keys
+        ]
 
 
 @FEW
@@ -55,7 +66,9 @@ def test_maglev(hosts, size, keys):
 
 
 @FEW
-@given(st.binary(max_size=60), U64, st.lists(TEXT, min_size=1, max_size=4), st.lists(U64, max_size=5))
+@given(
+    st.binary(max_size=60), U64, st.lists(TEXT, min_size=1, max_size=4), st.lists(U64, max_size=5)
+)
 def test_request_hashes(data, seed, values, hashes):
     assert lg.xxhash64(data, seed) == xxhash.xxh64_intdigest(data, seed)
     assert lg.murmurhash2(data) == models.murmur(data)
@@ -65,14 +78,18 @@ def test_request_hashes(data, seed, values, hashes):
     assert lg.hash_header(*values) == expected
     combined = None
     for value in hashes:  # Envoy: rotate left by one, xor
-        combined = value if combined is None else ((combined << 1 | combined >> 63) & models.MASK) ^ value
+        combined = (
+            value if combined is None else ((combined << 1 | combined >> 63) & models.MASK) ^ value
+        )
     assert lg.combine_hashes(hashes) == combined
 
 
 # --- Sessions ---
 
 VALUE = st.text("abcXYZ019-_.=", max_size=10)
-COOKIES = st.lists(st.tuples(st.sampled_from(["session-id", "session-id2", "a"]), VALUE), max_size=4)
+COOKIES = st.lists(
+    st.tuples(st.sampled_from(["session-id", "session-id2", "a"]), VALUE), max_size=4
+)
 
 
 def cookie_of(header, name):
@@ -86,13 +103,20 @@ def cookie_of(header, name):
 
 
 @FEW
-@given(st.dictionaries(st.sampled_from(["x-session-id", "X-Session-Id", "session-id", "other"]), VALUE), COOKIES)
+@given(
+    st.dictionaries(
+        st.sampled_from(["x-session-id", "X-Session-Id", "session-id", "other"]), VALUE
+    ),
+    COOKIES,
+)
 def test_session_ids(headers, cookies):
     headers = {name.lower(): value for name, value in headers.items()}
     header = "; ".join(f"{name}={value}" for name, value in cookies)
     if cookies:
         headers["cookie"] = header
-    expected = headers.get("x-session-id") or headers.get("session-id") or cookie_of(header, "session-id")
+    expected = (
+        headers.get("x-session-id") or headers.get("session-id") or cookie_of(header, "session-id")
+    )
     assert lg.find_cookie(header, "session-id") == cookie_of(header, "session-id")
     found = lg.SessionIdReader().read(headers)
     assert (found.value, bool(found)) == (expected, bool(expected))
@@ -110,13 +134,21 @@ SERIES = st.lists(st.tuples(st.text("abc", min_size=1, max_size=3), NUMBER), min
 def test_metrics_pages(waiting, running, usage, cache, random):
     """The first series of a family counts; families in any order, others between them."""
     families = [
-        ["# TYPE vllm:num_requests_waiting gauge", *(f'vllm:num_requests_waiting{{m="{m}"}} {v}' for m, v in waiting)],
-        ["# TYPE vllm:num_requests_running gauge", *(f'vllm:num_requests_running{{m="{m}"}} {v}.0' for m, v in running)],
+        [
+            "# TYPE vllm:num_requests_waiting gauge",
+            *(f'vllm:num_requests_waiting{{m="{m}"}} {v}' for m, v in waiting),
+        ],
+        [
+            "# TYPE vllm:num_requests_running gauge",
+            *(f'vllm:num_requests_running{{m="{m}"}} {v}.0' for m, v in running),
+        ],
         ["# HELP vllm:kv_cache_usage_perc x", *(f"vllm:kv_cache_usage_perc {v!r}" for v in usage)],
         ['other{a="b\\"c"} 5', "", "# a remark"],
     ]
     if cache is not None:
-        families.append([f'vllm:cache_config_info{{block_size="{cache[0]}",num_gpu_blocks="{cache[1]}"}} 1'])
+        families.append(
+            [f'vllm:cache_config_info{{block_size="{cache[0]}",num_gpu_blocks="{cache[1]}"}} 1']
+        )
     random.shuffle(families)
     page = "\n".join(line for family in families for line in family) + "\n"
     read = lg.EngineMetricsReader().read(page, now=1.0)
@@ -125,7 +157,9 @@ def test_metrics_pages(waiting, running, usage, cache, random):
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.binary(max_size=200) | st.text("vllm:num_requests_waiting{}=\"\\ \n10e.#TYPE", max_size=80))
+@given(
+    st.binary(max_size=200) | st.text('vllm:num_requests_waiting{}="\\ \n10e.#TYPE', max_size=80)
+)
 def test_hostile_pages(page):
     reader = lg.EngineMetricsReader()
     try:
@@ -182,7 +216,10 @@ def test_load_scorers(loads, threshold):
     assert scores("kv-cache-utilization-scorer", pool) == each(lambda used: 1 - used, usage)
     limit = threshold if threshold > 0 else 128
     expected = each(lambda q: 0.5 * (1 - min(q, limit) / limit), waiting)
-    assert scores({"type": "load-aware-scorer", "parameters": {"threshold": threshold}}, pool) == expected
+    assert (
+        scores({"type": "load-aware-scorer", "parameters": {"threshold": threshold}}, pool)
+        == expected
+    )
 
 
 @FEW
@@ -194,7 +231,10 @@ def test_attribute_scorer(values, higher):
             pool.set_attribute(handle, "x", value, at=1.0)
     known = [value for value in values if value is not None]
     kind = "linear_higher_is_better" if higher else "linear_lower_is_better"
-    plugin = {"type": "endpoint-attribute-scorer", "parameters": {"attributeKey": "x", "algorithm": {"type": kind}}}
+    plugin = {
+        "type": "endpoint-attribute-scorer",
+        "parameters": {"attributeKey": "x", "algorithm": {"type": kind}},
+    }
     expected = []
     for value in values:
         if value is None:
@@ -219,7 +259,12 @@ def test_session_affinity(count, data):
 
 
 @FEW
-@given(st.lists(st.integers(0, 8), min_size=1, max_size=5), st.integers(0, 130), st.floats(0, 1), st.integers(1, 300))
+@given(
+    st.lists(st.integers(0, 8), min_size=1, max_size=5),
+    st.integers(0, 130),
+    st.floats(0, 1),
+    st.integers(1, 300),
+)
 def test_prefix_scorer(depths, tokens, weight, scale):
     pool, handles = pool_of([(0, 0, 0.0)] * len(depths))
     index = li.PrefixIndex()
@@ -234,9 +279,18 @@ def test_prefix_scorer(depths, tokens, weight, scale):
     chain = lh.content_keys(list(range(tokens)), block_size=16)
     for i, (handle, depth) in enumerate(zip(handles, depths, strict=True)):
         holder = index.add_holder(f"10.0.0.{i + 1}:8000")
-        index.store(holder, li.request_namespace("m", block_size=16), engine_keys=chain[:depth], content_keys=chain[:depth])
+        index.store(
+            holder,
+            li.request_namespace("m", block_size=16),
+            engine_keys=chain[:depth],
+            content_keys=chain[:depth],
+        )
         pool.bind_holder(holder, handle)
-    found = scheduler.schedule(request, pool, now=1, seed=1).explanation.profiles["default"].scores_of("prefix-cache-scorer")
+    found = (
+        scheduler.schedule(request, pool, now=1, seed=1)
+        .explanation.profiles["default"]
+        .scores_of("prefix-cache-scorer")
+    )
     if len(chain) == 0:
         assert found == {}
     for i, depth in enumerate(depths if len(chain) else ()):
@@ -252,17 +306,23 @@ def test_weighted_sum_and_pick(loads, weights, most, seed):
     names = ["queue-scorer", "running-requests-size-scorer", "kv-cache-utilization-scorer"]
     picker = {"type": "max-score-picker", "parameters": {"maxNumOfEndpoints": most}}
     config = ls.make_config(
-        [*names, picker], {"default": {**dict(zip(names, weights, strict=True)), "max-score-picker": None}}
+        [*names, picker],
+        {"default": {**dict(zip(names, weights, strict=True)), "max-score-picker": None}},
     )
     decision = ls.Scheduler(config).schedule(ls.Request("m"), pool, now=1.0, seed=seed)
     explained = decision.explanation.profiles["default"]
     waiting, running, usage = zip(*loads, strict=True)
     columns = [falling(waiting), falling(running), each(lambda used: 1 - used, usage)]
-    parts = [[w * c[i].expected for w, c in zip(weights, columns, strict=True) if c[i] is not None] for i in range(len(loads))]
+    parts = [
+        [w * c[i].expected for w, c in zip(weights, columns, strict=True) if c[i] is not None]
+        for i in range(len(loads))
+    ]
     totals = [math.fsum(part) for part in parts]
     by_name = {e.name: float(t) for e, t in zip(explained.endpoints, explained.totals, strict=True)}
     assert [by_name[f"w{i}"] for i in range(len(loads))] == pytest.approx(totals)
     picked = [by_name[e.name] for e in decision.targets]
-    assert picked == sorted(by_name.values(), reverse=True)[: len(picked)] and len(picked) == min(most, len(loads))
+    assert picked == sorted(by_name.values(), reverse=True)[: len(picked)] and len(picked) == min(
+        most, len(loads)
+    )
     again = ls.Scheduler(config).schedule(ls.Request("m"), pool, now=1.0, seed=seed)
     assert again.targets == decision.targets and again.explanation == decision.explanation

@@ -72,7 +72,9 @@ def compare(pool, model, heard):
     state = pool.state
     assert state.num_free == len(model.free)
     assert state.num_held == sum(1 for held in model.held.values() if held)
-    assert state.num_cached_blocks == len(model.hashes) and state.num_cached_keys == len(model.cached)
+    assert state.num_cached_blocks == len(model.hashes) and state.num_cached_keys == len(
+        model.cached
+    )
     assert state.usage == pytest.approx(1 - len(model.free) / len(model.held))
     for block, held in model.held.items():
         assert pool.block_state(block)[:2] == (held, model.hashes.get(block))
@@ -88,7 +90,9 @@ def compare(pool, model, heard):
 
 
 # Few prompts with common beginnings, so that blocks are found, duplicated and evicted.
-PROMPT = st.tuples(st.integers(0, 2), st.integers(1, 9)).map(lambda p: [1, 2, 3, 4, p[0], 6, p[0], 8, 9, 10][: p[1]])
+PROMPT = st.tuples(st.integers(0, 2), st.integers(1, 9)).map(
+    lambda p: [1, 2, 3, 4, p[0], 6, p[0], 8, 9, 10][: p[1]]
+)
 OPERATION = st.tuples(st.sampled_from(["new", "new", "free", "free", "touch", "commit", "evict", "reset"]),
                       st.integers(0, 99), PROMPT)  # fmt: skip
 
@@ -96,7 +100,9 @@ OPERATION = st.tuples(st.sampled_from(["new", "new", "free", "free", "touch", "c
 @settings(max_examples=80, deadline=None)
 @given(st.integers(2, 9), st.booleans(), st.lists(OPERATION, max_size=25))
 def test_block_pool(count, caching, operations):
-    pool = lw.BlockPool(num_blocks=count, block_size=SIZE, enable_caching=caching, enable_events=True)
+    pool = lw.BlockPool(
+        num_blocks=count, block_size=SIZE, enable_caching=caching, enable_events=True
+    )
     model, tables, heard = Pool(count, caching), [], set()
     for what, number, prompt in operations:
         if what == "new":
@@ -123,7 +129,10 @@ def test_block_pool(count, caching, operations):
             request = lw.Request(number, prompt, hasher=HASHER)
             digests, table = request.block_hashes, tables[number % len(tables)]
             full = min(len(digests), len(table))
-            if all(model.hashes.get(block, digest) == digest for block, digest in zip(table, digests, strict=False)):
+            if all(
+                model.hashes.get(block, digest) == digest
+                for block, digest in zip(table, digests, strict=False)
+            ):
                 pool.cache_full_blocks(request, table, 0, full)
                 model.commit(table, digests, 0, full)
                 for digest in digests[:full]:
@@ -167,7 +176,9 @@ def test_manager(count, operations):
             assert [model.hashes[block] for block in hit.blocks.tolist()] == digests[: len(hits)]
             assert hit.num_tokens == len(hits) * SIZE
             hits = hit.blocks.tolist()  # any of the duplicates
-            need = -(-tokens // SIZE) - len(hits) + sum(1 for block in hits if model.held[block] == 0)
+            need = (
+                -(-tokens // SIZE) - len(hits) + sum(1 for block in hits if model.held[block] == 0)
+            )
             blocks = manager.allocate_slots(request, tokens - hit.num_tokens, hit=hit)
             if need > len(model.free):
                 assert blocks is None
@@ -181,7 +192,10 @@ def test_manager(count, operations):
                 request.status = "running"
                 running[request.id] = (request, table)
                 if request.num_preemptions == 0:
-                    expected_stats = [a + b for a, b in zip(expected_stats, (1, tokens, hit.num_tokens), strict=True)]
+                    expected_stats = [
+                        a + b
+                        for a, b in zip(expected_stats, (1, tokens, hit.num_tokens), strict=True)
+                    ]
         elif what == "grow" and running:
             request, table = list(running.values())[number % len(running)]
             request.append([number])

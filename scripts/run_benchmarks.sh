@@ -19,3 +19,10 @@ find build/release/bench -type f -name 'bench_*' -perm -u+x | sort | while read 
   [ "$name" = bench_index ] && arguments+=(--profile all)
   "$bench" "${arguments[@]}" | tee "bench/results/$name.jsonl"
 done
+# The Python package, where it is part of the build and NumPy is there.
+python=$(sed -n 's/^LLMD_PYTHON_EXECUTABLE:INTERNAL=//p' build/release/CMakeCache.txt)
+if [ -n "$python" ] && [ -d build/release/python ] && "$python" -c 'import numpy' 2>/dev/null; then
+  echo "== bench_python"
+  PYTHONPATH=build/release/python "$python" bench/python/bench_python.py --bench-match build/release/bench/python/bench_match |
+    tee bench/results/bench_python.jsonl
+fi

@@ -1,23 +1,26 @@
 #!/usr/bin/env python3
-"""What the Python package costs and saves. Prints one JSON object a line.
+"""What the Python package costs and saves. Prints one JSON object a line; times are medians.
 
-    bench_python.py [--seconds 0.5]
+    bench_python.py [--seconds 0.5] [--bench-match build/release/bench/python/bench_match]
 
 "vllm functions" are vLLM's own hashing functions as its request_block_hasher calls them (hashlib over pickle, tokens in
-a Python list), written out here, so that vLLM need not be installed.
+a Python list), written out here, so that vLLM need not be installed. With --bench-match the times of matches are also
+given above those of C++, which that program measures in turns with this one.
 """
 
 import argparse
 import hashlib
 import json
 import pickle
+import statistics
+import subprocess
 import time
-
-import numpy as np
 
 import llmd.events as le
 import llmd.hash as lh
 import llmd.index as li
+import llmd.sched as ls
+import numpy as np
 
 NONE_HASH = bytes(range(32))
 
@@ -42,10 +45,10 @@ def request_block_hasher(tokens, block_size):
 
 
 def seconds_per_call(call, seconds):
-    """The best of several rounds: others use the machine as well."""
-    number, best = 1, float("inf")
+    """The median of rounds of at least half a millisecond."""
+    number, rounds = 1, []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while time.perf_counter() < end or len(rounds) < 3:
         start = time.perf_counter()
         for _ in range(number):
             call()
@@ -53,19 +56,23 @@ def seconds_per_call(call, seconds):
         if took < 0.0005:
             number *= 2
         else:
-            best = min(best, took / number)
-    return best
+            rounds.append(took / number)
+    return statistics.median(rounds)
 
 
 def report(case, metric, value, unit, better="lower"):
-    print(json.dumps({"bench": "python", "case": case, "metric": metric, "value": round(value, 4), "unit": unit, "better": better}))
+    row = {
+        "bench": "python",
+        "case": case,
+        "metric": metric,
+        "value": round(value, 4),
+        "unit": unit,
+        "better": better,
+    }
+    print(json.dumps(row), flush=True)
 
 
-def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
-    seconds = parser.parse_args().seconds
-
+def bench_hash(seconds):
     rng = np.random.default_rng(1)
     array = rng.integers(0, 150_000, 100_000, dtype=np.int64)
     narrow, listed = array.astype(np.int32), array.tolist()
@@ -76,26 +83,138 @@ def main():
     for name, tokens in (("int32", narrow), ("int64", array), ("list", listed)):
         ours = seconds_per_call(lambda tokens=tokens: hasher.hash_blocks(tokens), seconds)
         report(f"sha256, 100k tokens, {name}", "time", ours * 1e3, "ms")
-        report(f"sha256, 100k tokens, {name}", "times faster than vllm functions", theirs / ours, "x", "higher")
+        report(
+            f"sha256, 100k tokens, {name}",
+            "times faster than vllm functions",
+            theirs / ours,
+            "x",
+            "higher",
+        )
     ours = seconds_per_call(lambda: hasher.block_keys(narrow), seconds)
     report("sha256 keys, 100k tokens, int32", "time", ours * 1e3, "ms")
-    report("content keys, 100k tokens, int32", "time", seconds_per_call(lambda: lh.content_keys(narrow), seconds) * 1e3, "ms")
+    for name, tokens in (("int32", narrow), ("list", listed)):
+        ours = seconds_per_call(lambda tokens=tokens: lh.content_keys(tokens), seconds)
+        report(f"content keys, 100k tokens, {name}", "time", ours * 1e3, "ms")
+    block = listed[:16]
+    ours = seconds_per_call(lambda: hasher.hash_block(block), seconds)
+    report("sha256, 1 block, list", "time", ours * 1e6, "us")
 
+
+def bench_match(seconds, program):
+    """Python and C++ in turns, so that a busy machine slows both."""
     index, ns = li.PrefixIndex(), li.make_namespace("m")
-    keys = rng.integers(0, 2**63, 1000, dtype=np.uint64)
+    keys = np.random.default_rng(1).integers(0, 2**63, 1000, dtype=np.uint64)
     for i in range(8):
         index.store(index.add_holder(f"pod{i}:1"), ns, engine_keys=keys, content_keys=keys)
-    empty, one = np.empty(0, np.uint64), keys[:1].copy()
     other = li.make_namespace("unknown")
-    for name, space, chain in (("empty chain", ns, empty), ("1 block unknown", other, one), ("1 block, 8 holders", ns, one),
-                               ("1000 blocks, 8 holders", ns, keys)):
-        value = seconds_per_call(lambda space=space, chain=chain: index.match(space, chain), seconds)
-        report(f"match, {name}", "time", value * 1e6, "us")
+    cases = {
+        "empty chain": (ns, keys[:0]),
+        "1 block unknown": (other, keys[:1]),
+        "1 block, 8 holders": (ns, keys[:1]),
+        "1000 blocks, 8 holders": (ns, keys),
+    }
+    ours, theirs = {case: [] for case in cases}, {case: [] for case in cases}
+    for _ in range(5):
+        for case, (space, chain) in cases.items():
+            ours[case].append(
+                seconds_per_call(lambda s=space, c=chain: index.match(s, c), seconds / 5) * 1e6
+            )
+        if program:
+            lines = subprocess.run(
+                [program, "--json"], check=True, capture_output=True, text=True
+            ).stdout
+            for row in map(json.loads, lines.splitlines()):
+                theirs[row["case"]].append(row["value"])
+    for case in cases:
+        median = statistics.median(ours[case])
+        report(f"match, {case}", "time", median, "us")
+        if program:
+            report(
+                f"match, {case}", "time above C++", median - statistics.median(theirs[case]), "us"
+            )
 
-    event = le.block_stored(keys[:4], tokens=narrow[:64].astype(np.uint32), block_size=16)
+
+def bench_decision(seconds):
+    """100 endpoints that all have a part of the prompt, and the default profile with exact prefixes."""
+    index, pool = li.PrefixIndex(), ls.EndpointPool()
+    config = ls.make_config(
+        [
+            "queue-scorer",
+            "kv-cache-utilization-scorer",
+            "precise-prefix-cache-producer",
+            {
+                "type": "prefix-cache-scorer",
+                "parameters": {"prefixMatchInfoProducerName": "precise-prefix-cache-producer"},
+            },
+        ]
+    )
+    scheduler = ls.Scheduler(config, exact=index)
+    tokens = np.random.default_rng(1).integers(0, 150_000, 1024, dtype=np.int32)
+    request = scheduler.request(tokens, model="m")
+    (chain,) = request.prompts[0].chains[:1]
+    for i in range(100):
+        endpoint = pool.add(f"w{i}", f"10.0.0.{i}", 8000)
+        pool.set_metrics(endpoint, waiting=i % 7, running=i % 5, kv_usage=i % 11 / 11, at=1.0)
+        index.store(
+            index.add_holder(f"10.0.0.{i}:8000"),
+            chain.namespace,
+            engine_keys=chain.keys[: i % 64],
+            content_keys=chain.keys[: i % 64],
+        )
+    assert pool.bind_index(index) == 100
+
+    def decide():
+        return scheduler.schedule(request, pool, now=2.0, seed=7)
+
+    case = "decision, 100 endpoints, 64 blocks"
+    report(case, "time", seconds_per_call(decide, seconds) * 1e6, "us")
+    report(
+        f"{case}, with its address",
+        "time",
+        seconds_per_call(lambda: decide().address, seconds) * 1e6,
+        "us",
+    )
+    whole = seconds_per_call(lambda: decide().dispatch().close(), seconds)
+    report(f"{case}, dispatched", "time", whole * 1e6, "us")
+    whole = seconds_per_call(
+        lambda: scheduler.schedule(scheduler.request(tokens, model="m"), pool, seed=7), seconds
+    )
+    report(f"{case}, 1024 tokens hashed", "time", whole * 1e6, "us")
+
+    registry = ls.Registry()
+    registry.register(
+        "free-scorer", type("Free", (), {"score": lambda self, c, p, s: 1 - c.kv_usage})
+    )
+    with_python = ls.Scheduler(ls.make_config(["queue-scorer", "free-scorer"]), registry=registry)
+    took = seconds_per_call(lambda: with_python.schedule(request, pool, now=2.0, seed=7), seconds)
+    report("decision, 100 endpoints, a scorer in Python", "time", took * 1e6, "us")
+
+
+def bench_events(seconds):
+    keys = np.arange(1, 5, dtype=np.uint64)
+    event = le.block_stored(keys, tokens=np.arange(64, dtype=np.uint32), block_size=16)
     payload = le.encode([event], timestamp=1.0)
-    report("decode, 1 event of 64 tokens", "time", seconds_per_call(lambda: le.decode(payload), seconds) * 1e6, "us")
-    report("encode, 1 event of 64 tokens", "time", seconds_per_call(lambda: le.encode([event], timestamp=1.0), seconds) * 1e6, "us")
+    report(
+        "decode, 1 event of 64 tokens",
+        "time",
+        seconds_per_call(lambda: le.decode(payload), seconds) * 1e6,
+        "us",
+    )
+    took = seconds_per_call(lambda: le.encode([event], timestamp=1.0), seconds)
+    report("encode, 1 event of 64 tokens", "time", took * 1e6, "us")
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--seconds", type=float, default=0.5, help="per measurement")
+    parser.add_argument("--bench-match", help="the program of that name, of the same build type")
+    arguments = parser.parse_args()
+    bench_hash(arguments.seconds)
+    bench_match(arguments.seconds, arguments.bench_match)
+    bench_decision(arguments.seconds)
+    bench_events(arguments.seconds)
 
 
 if __name__ == "__main__":

@@ -9,24 +9,6 @@
 
 namespace llmd::host {
 
-absl::StatusOr<PrefixPlan> PrefixPlan::From(const sched::SchedulerConfig& config) {
-  PrefixPlan plan;
-  for (const sched::PluginSpec& plugin : config.plugins) {
-    const std::string& name = plugin.name.empty() ? plugin.type : plugin.name;
-    if (plugin.type == "precise-prefix-cache-producer") {
-      absl::StatusOr<sched::PreciseOptions> options = sched::ParsePreciseOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.precise = *std::move(options);
-    } else if (plugin.type == "approx-prefix-cache-producer") {
-      absl::StatusOr<sched::ApproxPrefixOptions> options =
-          sched::ParseApproxPrefixOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.approx = *options;
-    }
-  }
-  return plan;
-}
-
 void PromptChains::Make(const PrefixPlan& plan, std::string_view model, std::string_view cache_salt,
                         std::uint32_t block_size, std::span<const TokenSpan> tokens,
                         std::span<const gateway::MediaItem> media) {

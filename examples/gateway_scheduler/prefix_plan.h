@@ -4,28 +4,18 @@
 
 #include <array>
 #include <cstdint>
-#include <optional>
 #include <string_view>
 #include <vector>
 
-#include "absl/status/statusor.h"
 #include "llmd/base/types.h"
 #include "llmd/gateway/openai_request.h"
-#include "llmd/sched/config.h"
 #include "llmd/sched/endpoint_pool.h"
-#include "llmd/sched/prefix.h"
+#include "llmd/sched/prefix_plan.h"
 #include "llmd/sched/request.h"
 
 namespace llmd::host {
 
-// What a configuration says of prefix matching. A plain value.
-struct PrefixPlan {
-  std::optional<sched::PreciseOptions> precise = {};      // precise-prefix-cache-producer
-  std::optional<sched::ApproxPrefixOptions> approx = {};  // approx-prefix-cache-producer
-
-  static absl::StatusOr<PrefixPlan> From(const sched::SchedulerConfig& config);
-  bool wants_tokens() const { return precise.has_value() || approx.has_value(); }
-};
+using sched::PrefixPlan;
 
 // One request's prompts with their chains, in buffers that are reused.
 class PromptChains {

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Union
+from typing import Any, Literal, Union
 
 from llmd import _core
 from llmd._decision import Decision
 from llmd._openai import OpenAIRequest, Usage, request_of, usage_of
 from llmd._pool import _at
+from llmd._types import listed, mapped, of_type
 
 Headers = Union[Mapping[str, str], Iterable[tuple[str, str]]]
 Event = Literal[
@@ -19,8 +20,18 @@ Event = Literal[
 BodyMode = Literal["none", "streamed", "buffered", "buffered_partial", "full_duplex"]
 
 
-def pairs_of(headers: Headers) -> list[tuple[str, str]]:
-    return list(headers.items() if isinstance(headers, Mapping) else headers)
+def pairs_of(headers: Headers, name: str = "headers") -> list[tuple[str, str]]:
+    return list(headers.items()) if isinstance(headers, Mapping) else listed(headers, name)
+
+
+def _entries(metadata: Iterable[tuple[str, str, str | Mapping[str, float]]]) -> list[tuple[Any, ...]]:
+    entries = []
+    for entry in listed(metadata, "metadata"):
+        if not isinstance(entry, (tuple, list)) or len(entry) != 3:
+            raise TypeError(f"metadata has {entry!r}, wanted (filter namespace, key, text or numbers by name)")
+        namespace, key, value = entry
+        entries.append((namespace, key, dict(value) if isinstance(value, Mapping) else value))
+    return entries
 
 
 @dataclass(frozen=True)
@@ -225,7 +236,8 @@ class ExtProcStream:
     """
 
     def __init__(self, options: ExtProcOptions | None = None, *, seed: int = 0) -> None:
-        self._core = _core.ExtProcStream(vars(options or ExtProcOptions()), seed)
+        given = ExtProcOptions() if options is None else of_type(options, "options", ExtProcOptions)
+        self._core = _core.ExtProcStream(vars(given), seed)
 
     def receive(self, message: bytes, *, now: float | None = None) -> Event:
         """Takes a serialized ProcessingRequest.
@@ -291,14 +303,13 @@ class ExtProcStream:
         FailedPreconditionError
             No decision is due.
         """
-        entries = [(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata]
         self._core.decide(
             _at(now),
-            list(destinations),
-            pairs_of(set_headers),
-            list(remove_headers),
-            entries,
-            list((scores or {}).items()),
+            listed(destinations, "destinations"),
+            pairs_of(set_headers, "set_headers"),
+            listed(remove_headers, "remove_headers"),
+            _entries(metadata),
+            list(mapped(scores or {}, "scores").items()),
             model,
         )
 
@@ -306,10 +317,10 @@ class ExtProcStream:
         self, decision: Decision, headers: Mapping[str, str | None] | None = None, *, now: float | None = None
     ) -> None:
         """As `decide`, from a scheduler's decision and the headers of its flight; or refuses with its error."""
-        if not decision.ok:
+        if not of_type(decision, "decision", Decision).ok:
             self.refuse(decision.http_status, decision.message, reason=decision.dropped_reason, now=now)
             return
-        edits = dict(headers or {})
+        edits = mapped(headers or {}, "headers")
         self.decide(
             decision.destination.split(","),
             set_headers={k: v for k, v in edits.items() if v is not None},
@@ -343,11 +354,11 @@ class ExtProcStream:
 
     def edit_response_headers(self, set: Headers = (), remove: Sequence[str] = ()) -> None:
         """Before the answer to the response headers is taken."""
-        self._core.edit_response_headers(pairs_of(set), list(remove))
+        self._core.edit_response_headers(pairs_of(set, "set"), listed(remove, "remove"))
 
     def add_response_metadata(self, metadata: Iterable[tuple[str, str, str | Mapping[str, float]]]) -> None:
         """Before the last answer of the response is taken."""
-        self._core.add_response_metadata([(n, k, dict(v) if isinstance(v, Mapping) else v) for n, k, v in metadata])
+        self._core.add_response_metadata(_entries(metadata))
 
     def take_completion(self) -> Completion | None:
         """Once for each stream, after its end."""

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmd import _core
+from llmd._types import listed, of_type
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,8 @@ def replace_model(body: bytes, request: OpenAIRequest, model: str) -> bytes:
     >>> replace_model(body, parse_request("/v1/completions", body), "b")
     b'{"model": "b", "prompt": "x"}'
     """
-    return bytes(_core.splice_model(body, list(request.model_values), model))
+    values = of_type(request, "request", OpenAIRequest).model_values
+    return bytes(_core.splice_model(body, listed(values, "model_values"), model))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from llmd import _core
 from llmd._core import Endpoint, EndpointHandle, HolderId, NamespaceId
-from llmd._types import TokensLike
+from llmd._types import TokensLike, core_of, listed, mapped, of_type
 from llmd.index import PrefixIndex
 
 EXACT = 0
@@ -81,7 +81,7 @@ class EndpointPool:
         >>> pool.add("a", "10.0.0.1", 8000)
         EndpointHandle(0, 1)
         """
-        handle: EndpointHandle = self._core.add(name, address, port, namespace, dict(labels or {}), node_address, rank)
+        handle: EndpointHandle = self._core.add(name, address, port, namespace, mapped(labels or {}, "labels"), node_address, rank)
         return handle
 
     def remove(self, endpoint: EndpointHandle) -> bool:
@@ -148,8 +148,8 @@ class EndpointPool:
             running,
             kv_usage,
             max_adapters,
-            list(active_adapters),
-            list(waiting_adapters),
+            listed(active_adapters, "active_adapters"),
+            listed(waiting_adapters, "waiting_adapters"),
             cache_block_size,
             cache_num_blocks,
         )
@@ -180,7 +180,7 @@ class EndpointPool:
         To be called after the index or the pool got or lost endpoints, before the next decision; it is cheap when
         nothing changed. Returns how many holders are bound.
         """
-        return int(self._core.bind_index(source, index._core))
+        return int(self._core.bind_index(source, core_of(index, "index", PrefixIndex)))
 
     def unbind_holder(self, holder: HolderId | tuple[int, int], *, source: int = EXACT) -> None:
         """To be called when the index retires the holder."""
@@ -238,7 +238,8 @@ class MultimodalItem:
 
 
 def item_tuples(items: Iterable[MultimodalItem]) -> list[tuple[str, str, int, int]]:
-    return [(i.modality, i.hash, i.offset, i.length) for i in items]
+    made = [of_type(item, "items", MultimodalItem) for item in listed(items, "items")]
+    return [(i.modality, i.hash, i.offset, i.length) for i in made]
 
 
 class Prompt:
@@ -269,7 +270,8 @@ class Prompt:
         chains: Sequence[KeyChain | None] = (),
         items: Iterable[MultimodalItem] = (),
     ) -> None:
-        parts = [None if c is None else (c.namespace, c.block_size, c.keys) for c in chains]
+        given = [None if c is None else of_type(c, "chains", KeyChain) for c in listed(chains, "chains")]
+        parts = [None if c is None else (c.namespace, c.block_size, c.keys) for c in given]
         self._core = _core.SchedulerPrompt(token_count, tokens, parts, item_tuples(items))
 
     @classmethod
@@ -341,12 +343,8 @@ class Request:
         size_bytes: int = 0,
         max_output_tokens: int | None = None,
     ) -> None:
-        pairs = list(headers.items() if isinstance(headers, Mapping) else headers)
-        self.model = model
-        self.prompts = tuple(prompts)
-        self.id = id
-        self.headers = tuple((name.lower(), value) for name, value in pairs)
-        self.priority = priority
+        pairs = list(headers.items()) if isinstance(headers, Mapping) else listed(headers, "headers")
+        made = tuple(listed(prompts, "prompts"))
         self._core = _core.SchedulerRequest(
             id,
             model,
@@ -355,8 +353,13 @@ class Request:
             size_bytes,
             max_output_tokens,
             pairs,
-            [p._core for p in self.prompts],
+            [core_of(p, f"prompts[{i}]", Prompt) for i, p in enumerate(made)],
         )
+        self.model = model
+        self.prompts = made
+        self.id = id
+        self.headers = tuple((name.lower(), value) for name, value in pairs)
+        self.priority = priority
 
     def header(self, name: str) -> str | None:
         """The first header of that name."""

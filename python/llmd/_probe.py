@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from llmd import _core
-from llmd._types import TokensLike
+from llmd._types import TokensLike, listed
 from llmd._vllm_hash import ExtraKeys, RequestExtras
 
 
@@ -106,14 +106,14 @@ def probe(
     match, near, combinations, summary = _core.probe(
         tokens,
         block_size,
-        list(hashes),
+        listed(hashes, "hashes"),
         parent,
         extras,
-        list(event_extra_keys),
+        listed(event_extra_keys, "event_extra_keys"),
         first_block,
-        list(seeds),
-        list(none_hashes),
-        list(models),
+        listed(seeds, "seeds"),
+        listed(none_hashes, "none_hashes"),
+        listed(models, "models"),
     )
     return ProbeReport(
         None if match is None else ProbeMatch(*match), tuple(ProbeMatch(*m) for m in near), combinations, summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmd import _core
-from llmd._types import BytesLike, TokensLike, UInt32Array, UInt64Array
+from llmd._types import BytesLike, TokensLike, UInt32Array, UInt64Array, listed
 from llmd._vllm_hash import MultimodalItem, RequestExtras
 
 
@@ -57,7 +57,7 @@ class RequestKeyHasher:
         -------
         ndarray of uint64, shape (n // block_size,)
         """
-        return self._core.hash_blocks(tokens, parent, None if extra is None else list(extra))
+        return self._core.hash_blocks(tokens, parent, None if extra is None else listed(extra, "extra"))
 
 
 def extra_strings(extras: RequestExtras, *, block_size: int, count: int) -> list[tuple[str, ...]]:
@@ -112,7 +112,7 @@ def content_keys(
     >>> bool(a == b)
     True
     """
-    return _core.content_keys(tokens, block_size, cache_salt, list(items))
+    return _core.content_keys(tokens, block_size, cache_salt, listed(items, "items"))
 
 
 def approx_prefix_keys(
@@ -192,7 +192,7 @@ def estimate_tokens(parts: Sequence[str | tuple[str, int]]) -> UInt32Array:
     >>> [int(token) for token in estimate_tokens(["abc", "de"])]
     [1684234849, 101]
     """
-    return _core.estimate_tokens(list(parts))
+    return _core.estimate_tokens(listed(parts, "parts"))
 
 
 __all__ = [

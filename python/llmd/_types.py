@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import array
-from typing import Any, NamedTuple, TypeAlias, Union
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple, TypeAlias, TypeVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -60,6 +61,30 @@ class MemoryUsage(NamedTuple):
 
 def memory_usage(values: tuple[int, tuple[tuple[str, int, int, int], ...]]) -> MemoryUsage:
     return MemoryUsage(values[0], tuple(MemoryCause(*cause) for cause in values[1]))
+
+
+def listed(values: Any, name: str) -> list[Any]:
+    """The elements of any iterable; TypeError, with the argument's name, for anything else, text and bytes too."""
+    if isinstance(values, (str, bytes, bytearray)) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is of type {type(values).__name__}, wanted an iterable")
+    return list(values)
+
+
+def mapped(values: Any, name: str) -> dict[Any, Any]:
+    """A copy of a mapping; TypeError, with the argument's name, for anything else."""
+    if not isinstance(values, Mapping):
+        raise TypeError(f"{name} is of type {type(values).__name__}, wanted a mapping")
+    return dict(values)
+
+
+_T = TypeVar("_T")
+
+
+def of_type(value: Any, name: str, wanted: type[_T]) -> _T:
+    """The value; TypeError, with the argument's name, when it is something else."""
+    if not isinstance(value, wanted):
+        raise TypeError(f"{name} is or has an element of type {type(value).__name__}, wanted {wanted.__name__}")
+    return value
 
 
 def core_of(wrapper: Any, name: str, wanted: type) -> Any:

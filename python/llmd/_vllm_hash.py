@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias, Union
 
 from llmd import _core
-from llmd._types import BytesLike, TokensLike, UInt64Array, core_of
+from llmd._types import BytesLike, TokensLike, UInt64Array, core_of, listed
 
 ExtraKey: TypeAlias = Union[None, int, str, bytes, tuple["ExtraKey", ...]]
 """What is hashed into a block besides its tokens: an adapter, an image, a salt."""
@@ -99,7 +99,7 @@ def request_extra_keys(
 
 
 def _blocks(extra_keys: Sequence[ExtraKeys] | None) -> list[ExtraKeys] | None:
-    return None if extra_keys is None else list(extra_keys)
+    return None if extra_keys is None else listed(extra_keys, "extra_keys")
 
 
 class VllmHasher:
@@ -358,7 +358,7 @@ def group_digests(digests: Sequence[bytes], factor: int) -> list[bytes]:
     >>> len(group_digests(hasher.hash_blocks(list(range(12))), 3))
     2
     """
-    return _core.group_digests(list(digests), factor)
+    return _core.group_digests(listed(digests, "digests"), factor)
 
 
 __all__ = [

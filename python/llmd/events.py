@@ -24,7 +24,7 @@ import numpy as np
 
 from llmd import _core
 from llmd._core import RawMsgpack
-from llmd._types import BytesLike, UInt32Array, UInt64Array
+from llmd._types import BytesLike, UInt32Array, UInt64Array, listed
 
 EventKind: TypeAlias = Literal["BlockStored", "BlockRemoved", "AllBlocksCleared"]
 """What an event says of its blocks."""
@@ -162,7 +162,7 @@ def _equal(a: Any, b: Any) -> bool:
 
 
 def _keys(values: Iterable[int] | UInt64Array) -> UInt64Array:
-    return values if isinstance(values, np.ndarray) else np.fromiter((v % 2**64 for v in values), np.uint64)
+    return values if isinstance(values, np.ndarray) else _core.key_array(listed(values, "hashes"), "hashes")
 
 
 def block_stored(
@@ -193,7 +193,7 @@ def block_stored(
     >>> block_stored([11, 12], tokens=range(8), block_size=4, lora_name="sql")
     Event(BlockStored, 2 blocks, 8 tokens, lora_name='sql', tier='gpu')
     """
-    array = tokens if isinstance(tokens, np.ndarray) else np.fromiter(tokens, np.uint32)
+    array = tokens if isinstance(tokens, np.ndarray) else _core.token_array(listed(tokens, "tokens"), "tokens")
     return Event("BlockStored", _keys(hashes), tokens=array, block_size=block_size, parent=parent, **more)
 
 
@@ -326,7 +326,7 @@ def encode(
     >>> decode(encode([block_removed([11])], timestamp=0.0, data_parallel_rank=3)).data_parallel_rank
     3
     """
-    return _core.encode(list(events), timestamp, schema, data_parallel_rank)
+    return _core.encode(listed(events, "events"), timestamp, schema, data_parallel_rank)
 
 
 class LiveMessage(NamedTuple):
@@ -381,7 +381,7 @@ def parse_live_message(frames: Sequence[BytesLike]) -> LiveMessage:
     >>> parse_live_message([b"kv@a@m", encode_seq(7), b"batch"])
     LiveMessage(topic='kv@a@m', seq=7, payload=b'batch')
     """
-    return LiveMessage(*_core.parse_live_message(list(frames)))
+    return LiveMessage(*_core.parse_live_message(listed(frames, "frames")))
 
 
 def parse_replay_message(frames: Sequence[BytesLike]) -> ReplayMessage:
@@ -397,7 +397,7 @@ def parse_replay_message(frames: Sequence[BytesLike]) -> ReplayMessage:
     >>> parse_replay_message([b"", encode_seq(7), b"batch"]).seq, parse_replay_message([b"", encode_seq(END_SEQ), b""]).end
     (7, True)
     """
-    return ReplayMessage(*_core.parse_replay_message(list(frames)))
+    return ReplayMessage(*_core.parse_replay_message(listed(frames, "frames")))
 
 
 def encode_seq(seq: int) -> bytes:

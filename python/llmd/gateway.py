@@ -47,6 +47,7 @@ from llmd._openai import (
     replace_model,
 )
 from llmd._pool import EndpointPool, _at
+from llmd._types import core_of, listed, mapped, of_type
 
 # --- Sessions ---
 
@@ -107,7 +108,10 @@ class SessionIdReader:
     """
 
     def __init__(self, sources: Iterable[SessionSource] | None = None, *, max_bytes: int = 1024) -> None:
-        given = None if sources is None else [(s.kind, s.name) for s in sources]
+        given = None
+        if sources is not None:
+            made = [of_type(s, "sources", SessionSource) for s in listed(sources, "sources")]
+            given = [(s.kind, s.name) for s in made]
         self._core = _core.SessionIdReader(given, max_bytes)
 
     def read(self, headers: Headers) -> SessionId:
@@ -149,7 +153,7 @@ class HashHost:
 
 
 def _hosts(hosts: Iterable[HashHost | str]) -> list[tuple[str, int, int]]:
-    made = [HashHost(h) if isinstance(h, str) else h for h in hosts]
+    made = [HashHost(h) if isinstance(h, str) else of_type(h, "hosts", HashHost) for h in listed(hosts, "hosts")]
     return [(h.key, h.weight, h.locality) for h in made]
 
 
@@ -163,7 +167,7 @@ def hash_hosts_of(pool: EndpointPool) -> list[HashHost]:
     >>> hash_hosts_of(pool)
     [HashHost(key='10.0.0.1:8000', weight=1, locality=0)]
     """
-    return [HashHost(*parts) for parts in _core.hash_hosts_of(pool._core)]
+    return [HashHost(*parts) for parts in _core.hash_hosts_of(core_of(pool, "pool", EndpointPool))]
 
 
 def envoy_address_key(address: str, port: int) -> str:
@@ -185,7 +189,7 @@ def xxhash64(text: bytes | str, seed: int = 0) -> int:
     >>> hex(xxhash64("a"))
     '0xd24ec4f1a98c6e5b'
     """
-    return int(_core.envoy_xxhash64(text.encode() if isinstance(text, str) else text, seed))
+    return int(_core.envoy_xxhash64(_bytes(text, "text"), seed))
 
 
 def murmurhash2(text: bytes | str) -> int:
@@ -196,7 +200,7 @@ def murmurhash2(text: bytes | str) -> int:
     >>> murmurhash2("a") == murmurhash2(b"a")
     True
     """
-    return int(_core.envoy_murmur2(text.encode() if isinstance(text, str) else text))
+    return int(_core.envoy_murmur2(_bytes(text, "text")))
 
 
 def hash_header(*values: str) -> int:
@@ -218,7 +222,7 @@ def combine_hashes(hashes: Iterable[int]) -> int | None:
     >>> combine_hashes([5]), combine_hashes([])
     (5, None)
     """
-    out: int | None = _core.combine_hashes(list(hashes))
+    out: int | None = _core.combine_hashes(listed(hashes, "hashes"))
     return out
 
 
@@ -284,7 +288,7 @@ class RingHash(_Table):
         if function not in ("xxhash", "murmurhash2"):
             raise ValueError(f"function is {function!r}, wanted xxhash or murmurhash2")
         self._core = _core.RingHash(
-            _hosts(hosts), min_ring_size, max_ring_size, function == "murmurhash2", list(locality_weights)
+            _hosts(hosts), min_ring_size, max_ring_size, function == "murmurhash2", listed(locality_weights, "locality_weights")
         )
 
 
@@ -318,7 +322,7 @@ class Maglev(_Table):
         table_size: int = 65537,
         locality_weights: Sequence[int] = (),
     ) -> None:
-        self._core = _core.Maglev(_hosts(hosts), table_size, list(locality_weights))
+        self._core = _core.Maglev(_hosts(hosts), table_size, listed(locality_weights, "locality_weights"))
 
 
 class BoundedLoad:
@@ -347,7 +351,7 @@ class BoundedLoad:
         total
             Of the cluster; the sum of `active` unless given.
         """
-        out: int | None = self._core.pick(host, hash, list(active), total)
+        out: int | None = self._core.pick(host, hash, listed(active, "active"), total)
         return out
 
 
@@ -417,10 +421,10 @@ class EngineMetricsReader:
         first_rank_alone: bool = False,
     ) -> None:
         if labels is None:
-            key = (parameters or {}).get("engineLabelKey", "llm-d.ai/engine-type")
+            key = mapped(parameters or {}, "parameters").get("engineLabelKey", "llm-d.ai/engine-type")
             labels = {key: engine}
         self._core = _core.EngineMetricsReader(
-            dict(labels), None if parameters is None else dict(parameters), first_rank_alone
+            mapped(labels, "labels"), None if parameters is None else mapped(parameters, "parameters"), first_rank_alone
         )
 
     @property
@@ -439,7 +443,7 @@ class EngineMetricsReader:
         ValueError, ResourceExhaustedError
             For a page that is refused as a whole.
         """
-        return EngineMetrics(*self._core.read(_bytes(page), _at(now)))
+        return EngineMetrics(*self._core.read(_bytes(page, "page"), _at(now)))
 
     def update(
         self, page: bytes | str, pool: EndpointPool, endpoint: EndpointHandle, *, now: float | None = None
@@ -451,12 +455,17 @@ class EngineMetricsReader:
         NotFoundError
             When the endpoint is not in the pool.
         """
-        _, problems = self._core.update(_bytes(page), pool._core, endpoint, _at(now))
+        _, problems = self._core.update(_bytes(page, "page"), core_of(pool, "pool", EndpointPool), endpoint, _at(now))
         return str(problems)
 
 
-def _bytes(text: bytes | str) -> bytes:
-    return text.encode() if isinstance(text, str) else text
+def _bytes(text: bytes | str, name: str) -> bytes:
+    if not isinstance(text, str):
+        return text
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 # --- Endpoints files ---
@@ -507,7 +516,7 @@ class EndpointsFile:
     """
 
     def __init__(self, text: bytes | str, *, refuse_bad_entries: bool = False, max_bytes: int = 1 << 20) -> None:
-        self._core = _core.EndpointsFile(_bytes(text), refuse_bad_entries, max_bytes)
+        self._core = _core.EndpointsFile(_bytes(text, "text"), refuse_bad_entries, max_bytes)
 
     @property
     def endpoints(self) -> list[dict[str, Any]]:
@@ -530,7 +539,7 @@ class EndpointsFile:
 
     def apply(self, pool: EndpointPool) -> EndpointsChange:
         """Changes the pool so that it has exactly these endpoints."""
-        added, changed, removed = self._core.apply(pool._core)
+        added, changed, removed = self._core.apply(core_of(pool, "pool", EndpointPool))
         return EndpointsChange(tuple(added), tuple(changed), tuple(removed))
 
 

@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from llmd import _core
 from llmd._core import HolderId, Match, NamespaceId
-from llmd._types import BytesLike, KeysLike, MemoryCause, MemoryUsage, core_of, memory_usage
+from llmd._types import BytesLike, KeysLike, MemoryCause, MemoryUsage, core_of, listed, memory_usage
 
 
 def make_namespace(model: str, *, lora: str = "", cache_salt: str = "", block_size: int = 16) -> NamespaceId:
@@ -248,11 +248,11 @@ class PrefixIndex:
         ValueError
             When the two arrays have not the same length.
         """
-        return StoreResult(*self._core.store(holder, ns, engine_keys, content_keys, parent, list(peers)))
+        return StoreResult(*self._core.store(holder, ns, engine_keys, content_keys, parent, listed(peers, "peers")))
 
     def store_known(self, holder: HolderId, engine_keys: KeysLike, *, peers: Sequence[HolderId] = ()) -> int:
         """The holder has blocks that others published under these keys (a tier update). Returns how many were known."""
-        return self._core.store_known(holder, engine_keys, list(peers))
+        return self._core.store_known(holder, engine_keys, listed(peers, "peers"))
 
     def remove(self, holder: HolderId, engine_keys: KeysLike) -> int:
         """The holder no longer has these blocks. Returns how many it had."""
@@ -509,7 +509,8 @@ class KvEventIngestor:
         ValueError
             For an empty endpoint.
         AlreadyExistsError
-            For a known one.
+            For a known endpoint, or one that has a holder that `PrefixIndex.add_holder` made: its blocks are not the
+            publisher's to remove.
         ResourceExhaustedError
             When `max_publishers` are in use.
         """

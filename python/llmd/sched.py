@@ -58,7 +58,8 @@ from llmd._pool import (
     _at,
     item_tuples,
 )
-from llmd._types import TokensLike
+from llmd._types import TokensLike, core_of, listed
+from llmd.errors import FailedPreconditionError
 from llmd.index import ApproxIndex, PrefixIndex
 
 
@@ -210,9 +211,12 @@ class Scheduler:
             config,
             source,
             allow_experimental,
-            registry or globals()["registry"],
-            [_core_of(exact), _core_of(approximate)],
-            None if replaces is None else replaces._core.states,
+            globals()["registry"] if registry is None else registry,
+            [
+                None if exact is None else core_of(exact, "exact", PrefixIndex),
+                None if approximate is None else core_of(approximate, "approximate", ApproxIndex),
+            ],
+            None if replaces is None else core_of(replaces, "replaces", Scheduler).states,
         )
 
     def _init(
@@ -225,7 +229,15 @@ class Scheduler:
         states: Any,
     ) -> None:
         warnings: list[str] = []
-        self._core = _core.Scheduler(str(config), source, allow_experimental, registry._core, indexes, states, warnings)
+        text = config.text if isinstance(config, Config) else config
+        plugins = core_of(registry, "registry", Registry)
+        try:
+            self._core = _core.Scheduler(text, source, allow_experimental, plugins, indexes, states, warnings)
+        except FailedPreconditionError as error:
+            for position, argument in enumerate(("exact", "approximate")):
+                if str(error).endswith(f"no index as prefix source {position}"):
+                    raise FailedPreconditionError(f"{error}; give `{argument}=`") from None
+            raise
         self.warnings = tuple(warnings)
         self._plan = self._core.plan
 
@@ -309,7 +321,7 @@ class Scheduler:
 
     def fairness_id(self, request: Request) -> str:
         """Under which flow a request is queued."""
-        return str(self._core.fairness_id(request._core))
+        return str(self._core.fairness_id(core_of(request, "request", Request)))
 
     def schedule(
         self,
@@ -339,11 +351,12 @@ class Scheduler:
         """
         positions = None
         if candidates is not None:
-            positions = sorted(c.position if isinstance(c, Endpoint) else c for c in candidates)
+            given = [c.position if isinstance(c, Endpoint) else c for c in listed(candidates, "candidates")]
+            positions = sorted(_core.token_array(given, "candidates").tolist())
         decision = Decision(
             self._core.schedule(
-                request._core,
-                pool._core,
+                core_of(request, "request", Request),
+                core_of(pool, "pool", EndpointPool),
                 _at(now),
                 random.getrandbits(64) if seed is None else seed,
                 positions,
@@ -356,10 +369,6 @@ class Scheduler:
 
     def __repr__(self) -> str:
         return f"Scheduler(profiles={self.profiles})"
-
-
-def _core_of(index: PrefixIndex | ApproxIndex | None) -> Any:
-    return getattr(index, "_core", index)
 
 
 __all__ = [

@@ -11,6 +11,7 @@
 #include "llmd/events/encoder.h"
 #include "llmd/events/frames.h"
 #include "llmd/events/topic.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/event_objects.h"
 #include "python/src/lock.h"
@@ -23,10 +24,11 @@ namespace {
 
 constexpr std::size_t kLong = 8192;  // bytes
 
-py::tuple Decode(py::handle payload, bool zero_parent_is_root, py::handle max_payload_bytes) {
+py::tuple Decode(py::handle payload, Arg<"zero_parent_is_root", bool> zero_parent_is_root,
+                 py::handle max_payload_bytes) {
   const BytesBuffer bytes(payload, "payload");
   events::DecodeOptions options;
-  options.zero_parent_is_root = zero_parent_is_root;
+  options.zero_parent_is_root = *zero_parent_is_root;
   options.limits.max_payload_bytes =
       static_cast<std::size_t>(ToInt(max_payload_bytes, "max_payload_bytes", 1, std::int64_t{1} << 32));
   events::EventBatch batch;
@@ -82,6 +84,12 @@ class Frames {
 
 void BindEvents(py::module_& m) {
   BindEventObjects(m);
+  m.def("key_array", [](py::handle keys, Arg<"name", std::string> name) {
+    return ToArray(KeyBuffer(keys, name->c_str()).span());
+  });
+  m.def("token_array", [](py::handle tokens, Arg<"name", std::string> name) {
+    return ToArray(TokenBuffer(tokens, name->c_str()).span());
+  });
   m.def("decode", &Decode);
   m.def("encode", &Encode);
   m.def("parse_live_message", [](py::handle object) {
@@ -96,7 +104,7 @@ void BindEvents(py::module_& m) {
     return py::make_tuple(false, FromWireText(message.topic), message.seq, frames.payload());
   });
   m.def("encode_seq", [](py::handle seq) {
-    const auto bytes = events::EncodeSeq(ToKey(seq, "seq"));
+    const auto bytes = events::EncodeSeq(ToUnsigned(seq, "seq"));
     return py::bytes(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   });
   m.def("parse_topic", [](py::handle object) {

@@ -11,6 +11,7 @@
 
 #include "llmd/base/random.h"
 #include "llmd/gateway/ext_proc_stream.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/gateway_types.h"
 #include "python/src/module.h"
@@ -67,9 +68,9 @@ gateway::ExtProcOptions ToOptions(const py::dict& given) {
     const auto size = [&](std::size_t& field) {
       field = static_cast<std::size_t>(ToInt(value, name.c_str(), 0, std::int64_t{1} << 40));
     };
-    const auto flag = [&](bool& field) { field = value.cast<bool>(); };
+    const auto flag = [&](bool& field) { field = To<bool>(value, name); };
     const auto mode = [&](std::optional<BodyMode>& field) {
-      if (!value.is_none()) field = ToBodyMode(value.cast<std::string>(), name.c_str());
+      if (!value.is_none()) field = ToBodyMode(To<std::string>(value, name), name.c_str());
     };
     if (name == "max_body_bytes")
       size(options.max_body_bytes);
@@ -100,9 +101,9 @@ gateway::ExtProcOptions ToOptions(const py::dict& given) {
     else if (name == "skip_response")
       flag(options.skip_response);
     else if (name == "assumed_request_body_mode")
-      options.assumed_request_body_mode = ToBodyMode(value.cast<std::string>(), name.c_str());
+      options.assumed_request_body_mode = ToBodyMode(To<std::string>(value, name), name.c_str());
     else if (name == "assumed_response_body_mode")
-      options.assumed_response_body_mode = ToBodyMode(value.cast<std::string>(), name.c_str());
+      options.assumed_response_body_mode = ToBodyMode(To<std::string>(value, name), name.c_str());
     else if (name == "override_request_body_mode")
       mode(options.override_request_body_mode);
     else if (name == "override_response_body_mode")
@@ -129,16 +130,19 @@ py::dict FromHeaders(const gateway::HeaderList& headers) {
 // (namespace, key, text or {name: number})
 std::vector<gateway::MetadataEntry> ToMetadata(const py::list& list) {
   std::vector<gateway::MetadataEntry> out;
-  for (const py::handle item : list) {
-    const auto parts = py::cast<py::tuple>(item);
-    gateway::MetadataEntry entry{.filter_namespace = parts[0].cast<std::string>(),
-                                 .key = parts[1].cast<std::string>()};
+  for (std::size_t i = 0; i < list.size(); ++i) {
+    const py::tuple parts = list[i];
+    const std::string place = Element("metadata", i);
+    gateway::MetadataEntry entry{.filter_namespace = To<std::string>(parts[0], place + "'s namespace"),
+                                 .key = To<std::string>(parts[1], place + "'s key")};
     if (py::isinstance<py::dict>(parts[2])) {
+      // In the order that was given.
       for (const auto& [name, number] : py::reinterpret_borrow<py::dict>(parts[2])) {
-        entry.numbers.emplace_back(name.cast<std::string>(), number.cast<double>());
+        auto text = To<std::string>(name, place + "'s number's name");
+        entry.numbers.emplace_back(std::move(text), To<double>(number, place + "'s number"));
       }
     } else {
-      entry.text = parts[2].cast<std::string>();
+      entry.text = To<std::string>(parts[2], place + "'s text");
     }
     out.push_back(std::move(entry));
   }
@@ -230,7 +234,9 @@ sched::DroppedReason ToReason(const std::string& reason) {
 void BindExtProc(py::module_& m) {
   using Pairs = std::vector<std::pair<std::string, std::string>>;
   py::class_<StreamObject, std::shared_ptr<StreamObject>>(m, "ExtProcStream")
-      .def(py::init<const py::dict&, std::uint64_t>())
+      .def(py::init([](const py::dict& options, Arg<"seed", std::uint64_t> seed) {
+        return std::make_shared<StreamObject>(options, *seed);
+      }))
       .def("receive",
            [](StreamObject& s, py::object message, py::handle now) {
              const BytesBuffer bytes(message, "message");
@@ -245,51 +251,54 @@ void BindExtProc(py::module_& m) {
              return py::bytes(answer);
            })
       .def("decide",
-           [](StreamObject& s, py::handle now, std::vector<std::string> destinations,
-              const Pairs& set_headers, std::vector<std::string> remove_headers, const py::list& metadata,
-              std::vector<std::pair<std::string, double>> scores, std::optional<std::string> model) {
-             const gateway::RoutingResult result{.destinations = std::move(destinations),
-                                                 .set_headers = ToFields(set_headers),
-                                                 .remove_headers = std::move(remove_headers),
+           [](StreamObject& s, py::handle now, Arg<"destinations", std::vector<std::string>> destinations,
+              Arg<"set_headers", Pairs> set_headers,
+              Arg<"remove_headers", std::vector<std::string>> remove_headers, const py::list& metadata,
+              Arg<"scores", std::vector<std::pair<std::string, double>>> scores,
+              Arg<"model", std::optional<std::string>> model) {
+             const gateway::RoutingResult result{.destinations = std::move(*destinations),
+                                                 .set_headers = ToFields(*set_headers),
+                                                 .remove_headers = std::move(*remove_headers),
                                                  .metadata = ToMetadata(metadata),
-                                                 .scores = std::move(scores),
-                                                 .model = std::move(model)};
+                                                 .scores = std::move(*scores),
+                                                 .model = std::move(*model)};
              const absl::Time time = ToTime(now, "now");
              Check(s.With([&](gateway::ExtProcStream& x) { return x.Decide(result, time); }));
            })
       .def("refuse",
-           [](StreamObject& s, py::handle now, int http_status, std::string message,
-              const std::string& reason, const Pairs& headers) {
-             const gateway::Refusal refusal{.http_status = http_status,
-                                            .message = std::move(message),
-                                            .reason = ToReason(reason),
-                                            .headers = ToFields(headers)};
+           [](StreamObject& s, py::handle now, Arg<"http_status", int> http_status,
+              Arg<"message", std::string> message, Arg<"reason", std::string> reason,
+              Arg<"headers", Pairs> headers) {
+             const gateway::Refusal refusal{.http_status = *http_status,
+                                            .message = std::move(*message),
+                                            .reason = ToReason(*reason),
+                                            .headers = ToFields(*headers)};
              const absl::Time time = ToTime(now, "now");
              Check(s.With([&](gateway::ExtProcStream& x) { return x.Refuse(refusal, time); }));
            })
       .def("evict",
-           [](StreamObject& s, py::handle now, const std::string& reason) {
-             const sched::DroppedReason why = ToReason(reason);
+           [](StreamObject& s, py::handle now, Arg<"reason", std::string> reason) {
+             const sched::DroppedReason why = ToReason(*reason);
              const absl::Time time = ToTime(now, "now");
              s.With([&](gateway::ExtProcStream& x) { x.Evict(why, time); });
            })
       .def("fail",
-           [](StreamObject& s, py::handle now, const std::string& message) {
+           [](StreamObject& s, py::handle now, Arg<"message", std::string> message) {
              const absl::Time time = ToTime(now, "now");
-             s.With([&](gateway::ExtProcStream& x) { x.Fail(absl::InternalError(message), time); });
+             s.With([&](gateway::ExtProcStream& x) { x.Fail(absl::InternalError(*message), time); });
            })
       .def("close",
-           [](StreamObject& s, py::handle now, bool cancelled) {
+           [](StreamObject& s, py::handle now, Arg<"cancelled", bool> cancelled) {
              const absl::Time time = ToTime(now, "now");
              s.With([&](gateway::ExtProcStream& x) {
-               x.Close(cancelled ? gateway::CloseReason::kCancelled : gateway::CloseReason::kEndOfStream,
+               x.Close(*cancelled ? gateway::CloseReason::kCancelled : gateway::CloseReason::kEndOfStream,
                        time);
              });
            })
       .def("edit_response_headers",
-           [](StreamObject& s, const Pairs& set, const std::vector<std::string>& remove) {
-             const std::vector<gateway::HeaderField> fields = ToFields(set);
-             Check(s.With([&](gateway::ExtProcStream& x) { return x.EditResponseHeaders(fields, remove); }));
+           [](StreamObject& s, Arg<"set", Pairs> set, Arg<"remove", std::vector<std::string>> remove) {
+             const std::vector<gateway::HeaderField> fields = ToFields(*set);
+             Check(s.With([&](gateway::ExtProcStream& x) { return x.EditResponseHeaders(fields, *remove); }));
            })
       .def("add_response_metadata",
            [](StreamObject& s, const py::list& metadata) {

@@ -94,6 +94,13 @@ std::vector<hash::ExtraKeys> ToExtraKeysOfBlocks(py::handle object, const char* 
 hash::RequestExtras ToRequestExtras(py::handle object) {
   hash::RequestExtras extras;
   if (object.is_none()) return extras;
+  for (const char* field :
+       {"lora_name", "lora_path", "cache_salt", "lora_int_id", "multimodal", "embeds_digests"}) {
+    if (!py::hasattr(object, field)) {
+      throw py::type_error(std::string("extras is of type ") + Py_TYPE(object.ptr())->tp_name +
+                           ", wanted RequestExtras");
+    }
+  }
   const auto text = [&](const char* field) {
     return std::string(ToText(py::object(object.attr(field)), (std::string("extras.") + field).c_str()));
   };

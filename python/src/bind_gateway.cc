@@ -21,6 +21,7 @@
 #include "llmd/gateway/response_body.h"
 #include "llmd/gateway/ring_hash.h"
 #include "llmd/gateway/session_id.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/gateway_types.h"
 #include "python/src/module.h"
@@ -91,11 +92,11 @@ gateway::Api ToApi(const std::string& name) {
 
 // --- Requests and answers ---
 
-py::dict ParseRequest(const std::string& api, py::object body, std::size_t max_depth,
-                      std::size_t max_body_bytes) {
+py::dict ParseRequest(Arg<"api", std::string> api, py::object body, Arg<"max_depth", std::size_t> max_depth,
+                      Arg<"max_body_bytes", std::size_t> max_body_bytes) {
   const BytesBuffer bytes(body, "body");
-  const gateway::Api which = ToApi(api);
-  gateway::OpenAiParser parser({.max_depth = max_depth, .max_body_bytes = max_body_bytes});
+  const gateway::Api which = ToApi(*api);
+  gateway::OpenAiParser parser({.max_depth = *max_depth, .max_body_bytes = *max_body_bytes});
   gateway::OpenAiRequest request;
   absl::Status status;
   {
@@ -121,27 +122,31 @@ class UsageReaderObject {
 };
 
 void BindText(py::module_& m) {
-  m.def("api_of_path",
-        [](const std::string& path) { return FromWireText(gateway::ToString(gateway::ApiOfPath(path))); });
-  m.def("parse_openai", &ParseRequest);
-  m.def("splice_model", [](py::object body, const std::vector<std::pair<std::size_t, std::size_t>>& values,
-                           const std::string& model) {
-    const BytesBuffer bytes(body, "body");
-    std::string text(bytes.text());
-    std::vector<gateway::ByteRange> ranges;
-    std::size_t end = 0;
-    for (const auto& [begin, size] : values) {
-      if (begin < end || begin > text.size() || size > text.size() - begin) {
-        throw py::value_error("model_values do not fit the body");
-      }
-      ranges.push_back({begin, size});
-      end = begin + size;
-    }
-    gateway::SpliceModel(ranges, model, text);
-    return py::bytes(text);
+  m.def("api_of_path", [](Arg<"path", std::string> path) {
+    return FromWireText(gateway::ToString(gateway::ApiOfPath(*path)));
   });
+  m.def("parse_openai", &ParseRequest);
+  using Ranges = std::vector<std::pair<std::size_t, std::size_t>>;
+  m.def("splice_model",
+        [](py::object body, Arg<"model_values", Ranges> values, Arg<"model", std::string> model) {
+          const BytesBuffer bytes(body, "body");
+          std::string text(bytes.text());
+          std::vector<gateway::ByteRange> ranges;
+          std::size_t end = 0;
+          for (const auto& [begin, size] : *values) {
+            if (begin < end || begin > text.size() || size > text.size() - begin) {
+              throw py::value_error("model_values do not fit the body");
+            }
+            ranges.push_back({begin, size});
+            end = begin + size;
+          }
+          gateway::SpliceModel(ranges, *model, text);
+          return py::bytes(text);
+        });
   py::class_<UsageReaderObject>(m, "UsageReader")
-      .def(py::init<bool>())
+      .def(py::init([](Arg<"event_stream", bool> event_stream) {
+        return std::make_unique<UsageReaderObject>(*event_stream);
+      }))
       .def("append",
            [](UsageReaderObject& r, py::object piece) {
              const BytesBuffer bytes(piece, "piece");
@@ -200,71 +205,72 @@ py::object PickMany(const Table& table, py::object hashes) {
 template <typename Table>
 py::class_<Table, std::shared_ptr<Table>> BindTable(py::module_& m, const char* name) {
   return py::class_<Table, std::shared_ptr<Table>>(m, name)
-      .def("pick", [](const Table& t, std::uint64_t hash,
-                      std::uint32_t attempt) { return HostOrNone(t.Pick(hash, attempt)); })
+      .def("pick", [](const Table& t, Arg<"hash", std::uint64_t> hash,
+                      Arg<"attempt", std::uint32_t> attempt) { return HostOrNone(t.Pick(*hash, *attempt)); })
       .def("pick_many", &PickMany<Table>)
       .def("__len__", &Table::size)
-      .def("bounded", [](const Table& t, std::uint32_t balance_factor) {
+      .def("bounded", [](const Table& t, Arg<"balance_factor", std::uint32_t> balance_factor) {
         return std::make_shared<gateway::BoundedLoad>(
-            Take(gateway::BoundedLoad::Create(balance_factor, t.normalized())));
+            Take(gateway::BoundedLoad::Create(*balance_factor, t.normalized())));
       });
 }
 
 void BindAffinity(py::module_& m) {
+  using Localities = Arg<"locality_weights", std::vector<std::uint32_t>>;
   py::class_<gateway::SessionIdReader, std::shared_ptr<gateway::SessionIdReader>>(m, "SessionIdReader")
-      .def(py::init([](const std::optional<Sources>& sources, std::size_t max_bytes) {
-        return std::make_shared<gateway::SessionIdReader>(MakeSessionReader(sources, max_bytes));
-      }))
+      .def(py::init(
+          [](Arg<"sources", std::optional<Sources>> sources, Arg<"max_bytes", std::size_t> max_bytes) {
+            return std::make_shared<gateway::SessionIdReader>(MakeSessionReader(*sources, *max_bytes));
+          }))
       .def("read", [](const gateway::SessionIdReader& reader,
-                      const std::vector<std::pair<std::string, std::string>>& headers) {
+                      Arg<"headers", std::vector<std::pair<std::string, std::string>>> headers) {
         std::vector<gateway::HeaderView> views;
-        for (const auto& [name, value] : headers) views.push_back({name, value});
+        for (const auto& [name, value] : *headers) views.push_back({name, value});
         std::string scratch;
         const gateway::SessionId id = reader.Read(views, scratch);
         constexpr const char* kResults[] = {"absent", "found", "too_long", "control"};
         return py::make_tuple(kResults[static_cast<int>(id.result)], id.source, FromWireText(id.value));
       });
-  m.def("find_cookie", [](const std::string& header, const std::string& name) {
-    return FromWireText(gateway::FindCookie(header, name));
+  m.def("find_cookie", [](Arg<"cookie_header", std::string> header, Arg<"name", std::string> name) {
+    return FromWireText(gateway::FindCookie(*header, *name));
   });
 
   py::class_<gateway::BoundedLoad, std::shared_ptr<gateway::BoundedLoad>>(m, "BoundedLoad")
-      .def("pick",
-           [](const gateway::BoundedLoad& bounded, std::optional<std::uint32_t> host, std::uint64_t hash,
-              const std::vector<std::uint32_t>& active, std::optional<std::uint64_t> total) {
-             std::uint64_t sum = 0;
-             for (const std::uint32_t n : active) sum += n;
-             std::vector<std::uint32_t> scratch;
-             return HostOrNone(
-                 bounded.Pick(host.value_or(gateway::kNoHost), hash, active, total.value_or(sum), scratch));
-           });
+      .def("pick", [](const gateway::BoundedLoad& bounded, Arg<"host", std::optional<std::uint32_t>> host,
+                      Arg<"hash", std::uint64_t> hash, Arg<"active", std::vector<std::uint32_t>> active,
+                      Arg<"total", std::optional<std::uint64_t>> total) {
+        std::uint64_t sum = 0;
+        for (const std::uint32_t n : *active) sum += n;
+        std::vector<std::uint32_t> scratch;
+        return HostOrNone(
+            bounded.Pick(host->value_or(gateway::kNoHost), *hash, *active, total->value_or(sum), scratch));
+      });
   BindTable<gateway::RingHash>(m, "RingHash")
-      .def(py::init([](const Hosts& hosts, std::uint64_t min_size, std::uint64_t max_size, bool murmur,
-                       std::vector<std::uint32_t> localities) {
-        const std::vector<gateway::HashHost> given = ToHosts(hosts);
+      .def(py::init([](Arg<"hosts", Hosts> hosts, Arg<"min_ring_size", std::uint64_t> min_size,
+                       Arg<"max_ring_size", std::uint64_t> max_size, bool murmur, Localities localities) {
+        const std::vector<gateway::HashHost> given = ToHosts(*hosts);
         const py::gil_scoped_release release;
         auto made =
-            gateway::RingHash::Create(given, {.min_ring_size = min_size,
-                                              .max_ring_size = max_size,
+            gateway::RingHash::Create(given, {.min_ring_size = *min_size,
+                                              .max_ring_size = *max_size,
                                               .function = murmur ? gateway::RingHashFunction::kMurmurHash2
                                                                  : gateway::RingHashFunction::kXxHash,
-                                              .locality_weights = std::move(localities)});
+                                              .locality_weights = std::move(*localities)});
         const py::gil_scoped_acquire acquire;
         return std::make_shared<gateway::RingHash>(Take(std::move(made)));
       }));
   BindTable<gateway::Maglev>(m, "Maglev")
-      .def(py::init([](const Hosts& hosts, std::uint64_t table_size, std::vector<std::uint32_t> localities) {
-        const std::vector<gateway::HashHost> given = ToHosts(hosts);
-        const py::gil_scoped_release release;
-        auto made = gateway::Maglev::Create(
-            given, {.table_size = table_size, .locality_weights = std::move(localities)});
-        const py::gil_scoped_acquire acquire;
-        return std::make_shared<gateway::Maglev>(Take(std::move(made)));
-      }));
-  m.def("envoy_address_key", [](const std::string& address, std::int64_t port) {
-    if (port < 0 || port > 65535)
-      throw py::value_error("port is " + std::to_string(port) + ", wanted 0 to 65535");
-    return gateway::EnvoyAddressKey(address, static_cast<std::uint16_t>(port));
+      .def(py::init(
+          [](Arg<"hosts", Hosts> hosts, Arg<"table_size", std::uint64_t> table_size, Localities localities) {
+            const std::vector<gateway::HashHost> given = ToHosts(*hosts);
+            const py::gil_scoped_release release;
+            auto made = gateway::Maglev::Create(
+                given, {.table_size = *table_size, .locality_weights = std::move(*localities)});
+            const py::gil_scoped_acquire acquire;
+            return std::make_shared<gateway::Maglev>(Take(std::move(made)));
+          }));
+  m.def("envoy_address_key", [](Arg<"address", std::string> address, Arg<"port", std::uint16_t> port) {
+    return FromWireText(gateway::EnvoyAddressKey(*address, *port));
   });
   m.def("hash_hosts_of", [](const Pool& pool) {
     Hosts out;
@@ -273,22 +279,22 @@ void BindAffinity(py::module_& m) {
     }
     return out;
   });
-  m.def("envoy_xxhash64", [](py::object text, std::uint64_t seed) {
+  m.def("envoy_xxhash64", [](py::object text, Arg<"seed", std::uint64_t> seed) {
     const BytesBuffer bytes(text, "text");
-    return gateway::XxHash64(bytes.text(), seed);
+    return gateway::XxHash64(bytes.text(), *seed);
   });
   m.def("envoy_murmur2", [](py::object text) {
     const BytesBuffer bytes(text, "text");
     return gateway::MurmurHash2(bytes.text());
   });
-  m.def("hash_header_values", [](const std::vector<std::string>& values) {
-    if (values.empty()) throw py::value_error("values is empty, wanted at least one");
-    const std::vector<std::string_view> views(values.begin(), values.end());
+  m.def("hash_header_values", [](Arg<"values", std::vector<std::string>> values) {
+    if (values->empty()) throw py::value_error("values is empty, wanted at least one");
+    const std::vector<std::string_view> views(values->begin(), values->end());
     return gateway::HashHeaderValues(views);
   });
-  m.def("combine_hashes", [](const std::vector<std::uint64_t>& hashes) {
+  m.def("combine_hashes", [](Arg<"hashes", std::vector<std::uint64_t>> hashes) {
     gateway::RequestHash hash;
-    for (const std::uint64_t h : hashes) hash.Add(h);
+    for (const std::uint64_t h : *hashes) hash.Add(h);
     return hash.value();
   });
 }
@@ -315,15 +321,17 @@ class MetricsReaderObject {
   gateway::EngineMetricsReader reader_;
 };
 
-std::shared_ptr<MetricsReaderObject> MakeMetricsReader(const std::map<std::string, std::string>& labels,
-                                                       py::object parameters, bool first_rank_alone) {
+using LabelsArg = Arg<"labels", std::map<std::string, std::string>>;
+
+std::shared_ptr<MetricsReaderObject> MakeMetricsReader(LabelsArg labels, py::object parameters,
+                                                       Arg<"first_rank_alone", bool> first_rank_alone) {
   const gateway::EngineCatalog catalog =
       parameters.is_none()
           ? Take(gateway::EngineCatalog::Create())
           : Take(gateway::EngineCatalog::FromParameters(ValueFromPython(parameters, "parameters")));
   gateway::EngineMetricsOptions options;
-  options.compatibility.first_rank_alone = first_rank_alone;
-  return std::make_shared<MetricsReaderObject>(catalog.For(sched::Labels(labels.begin(), labels.end())),
+  options.compatibility.first_rank_alone = *first_rank_alone;
+  return std::make_shared<MetricsReaderObject>(catalog.For(sched::Labels(labels->begin(), labels->end())),
                                                std::move(options));
 }
 
@@ -364,7 +372,8 @@ void BindMetrics(py::module_& m) {
            })
       // Into a pool: a field that the page does not give keeps its value and time. (updated fields, problems)
       .def("update", [](MetricsReaderObject& reader, py::object page, Pool& pool,
-                        sched::EndpointHandle endpoint, py::handle now) {
+                        Arg<"endpoint", sched::EndpointHandle&> handle, py::handle now) {
+        const sched::EndpointHandle endpoint = *handle;
         const BytesBuffer bytes(page, "page");
         const absl::Time time = ToTime(now, "now");
         gateway::MetricsReport report;
@@ -413,10 +422,11 @@ py::dict FromMetadata(const sched::EndpointMetadata& endpoint) {
 void BindEndpointsFile(py::module_& m) {
   using Parsed = gateway::EndpointsFile;
   py::class_<Parsed, std::shared_ptr<Parsed>>(m, "EndpointsFile")
-      .def(py::init([](py::object text, bool refuse_bad_entries, std::size_t max_bytes) {
+      .def(py::init([](py::object text, Arg<"refuse_bad_entries", bool> refuse_bad_entries,
+                       Arg<"max_bytes", std::size_t> max_bytes) {
         const BytesBuffer bytes(text, "text");
         return std::make_shared<Parsed>(Take(gateway::ParseEndpointsFile(
-            bytes.text(), {.max_bytes = max_bytes, .refuse_bad_entries = refuse_bad_entries})));
+            bytes.text(), {.max_bytes = *max_bytes, .refuse_bad_entries = *refuse_bad_entries})));
       }))
       .def_property_readonly("endpoints",
                              [](const Parsed& file) {

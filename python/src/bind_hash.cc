@@ -127,8 +127,8 @@ void BindRequestKeys(py::module_& m) {
              .hash_seed = std::string(ToText(seed, "seed")),
              .block_size = ToBlockSize(block_size)}));
       }))
-      .def("root",
-           [](const RequestKeyHasher& self, py::handle model) { return self.Root(ToText(model, "model")); })
+      .def("root", [](const RequestKeyHasher& self,
+                      py::handle model) { return self.Root(ToText(model, "model_or_lora")); })
       .def("hash_blocks",
            [](const RequestKeyHasher& self, py::handle tokens, py::handle parent, py::handle extra) {
              const TokenBuffer buffer(tokens, "tokens");

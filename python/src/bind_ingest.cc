@@ -36,7 +36,7 @@ class Ingestor {
 
   // (a replay would help, events skipped by the decoder)
   py::tuple Apply(py::handle publisher, py::handle payload) {
-    const std::uint64_t id = ToKey(publisher, "publisher");
+    const std::uint64_t id = ToUnsigned(publisher, "publisher");
     const BytesBuffer bytes(payload, "payload");
     std::uint64_t skipped = 0;
     const bool wants_replay = Take(Locked(index_->mutex, true, [&]() -> absl::StatusOr<bool> {
@@ -48,11 +48,11 @@ class Ingestor {
   }
 
   bool Clear(py::handle publisher) {
-    const std::uint64_t id = ToKey(publisher, "publisher");
+    const std::uint64_t id = ToUnsigned(publisher, "publisher");
     return Locked(index_->mutex, true, [&] { return ingestor_.Clear(id); });
   }
   bool RemovePublisher(py::handle publisher) {
-    const std::uint64_t id = ToKey(publisher, "publisher");
+    const std::uint64_t id = ToUnsigned(publisher, "publisher");
     return Locked(index_->mutex, true, [&] { return ingestor_.RemovePublisher(id); });
   }
   py::tuple Counters() {

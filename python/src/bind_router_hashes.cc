@@ -11,6 +11,7 @@
 #include "llmd/hash/probe.h"
 #include "llmd/hash/sglang.h"
 #include "llmd/hash/trtllm.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/extra_keys.h"
 #include "python/src/lock.h"
@@ -112,13 +113,14 @@ void BindDynamo(py::module_& m) {
   m.def("dynamo_local_seed", [](py::handle lora_name, py::handle cache_namespace) {
     return hash::DynamoLocalSeed(ToText(lora_name, "lora_name"), ToText(cache_namespace, "cache_namespace"));
   });
-  m.def("dynamo_local_hashes", [](py::handle tokens, py::handle block_size, py::handle seed, bool eagle) {
-    const hash::DynamoBlocks blocks{
-        .block_size = ToSize(block_size, "block_size"), .seed = ToKey(seed, "seed"), .eagle = eagle};
-    return Keys(tokens, [&](TokenSpan span, std::vector<BlockKey>& out) {
-      hash::DynamoLocalHashes(span, blocks, out);
-    });
-  });
+  m.def("dynamo_local_hashes",
+        [](py::handle tokens, py::handle block_size, py::handle seed, Arg<"eagle", bool> eagle) {
+          const hash::DynamoBlocks blocks{
+              .block_size = ToSize(block_size, "block_size"), .seed = ToKey(seed, "seed"), .eagle = *eagle};
+          return Keys(tokens, [&](TokenSpan span, std::vector<BlockKey>& out) {
+            hash::DynamoLocalHashes(span, blocks, out);
+          });
+        });
   m.def("dynamo_sequence_hashes", [](py::handle local, py::handle parent, py::handle seed) {
     const KeyBuffer buffer(local, "local");
     const auto before = ToOptionalKey(parent, "parent");
@@ -132,19 +134,20 @@ void BindDynamo(py::module_& m) {
 }
 
 void BindEngines(py::module_& m) {
-  m.def("sglang_page_hashes", [](py::handle tokens, py::handle page_size, py::handle parent, bool bigram) {
+  m.def("sglang_page_hashes", [](py::handle tokens, py::handle page_size, py::handle parent,
+                                 Arg<"bigram", bool> bigram) {
     const std::uint32_t size = ToSize(page_size, "page_size");
     const auto before = ToDigest(parent, "parent");
     return Digests(tokens, [&](TokenSpan span, std::vector<Digest>& out) {
-      (bigram ? hash::SglangBigramPageHashes : hash::SglangPageHashes)(span, size, Pointer(before), out);
+      (*bigram ? hash::SglangBigramPageHashes : hash::SglangPageHashes)(span, size, Pointer(before), out);
     });
   });
-  m.def("lmcache_chunk_hashes",
-        [](const hash::VllmHasher& hasher, py::handle tokens, bool save_unfull_chunk) {
-          return Digests(tokens, [&](TokenSpan span, std::vector<Digest>& out) {
-            hash::LmcacheChunkHashes(hasher, span, save_unfull_chunk, out);
-          });
-        });
+  m.def("lmcache_chunk_hashes", [](const hash::VllmHasher& hasher, py::handle tokens,
+                                   Arg<"save_unfull_chunk", bool> save_unfull_chunk) {
+    return Digests(tokens, [&](TokenSpan span, std::vector<Digest>& out) {
+      hash::LmcacheChunkHashes(hasher, span, *save_unfull_chunk, out);
+    });
+  });
   m.def("parse_lmcache_algorithm", [](py::handle name) {
     return std::string(ToString(Take(hash::ParseLmcacheAlgorithm(ToText(name, "algorithm")))));
   });

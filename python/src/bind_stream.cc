@@ -9,6 +9,7 @@
 
 #include "absl/time/time.h"
 #include "llmd/events/publisher_stream.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/lock.h"
 #include "python/src/module.h"
@@ -43,9 +44,9 @@ std::string_view KindName(StreamAction::Kind kind) {
 // A PublisherStream that several threads may use; actions are copied before the lock is given back.
 class Stream {
  public:
-  Stream(py::handle mode, bool replay, py::handle replay_deadline, py::handle idle_timeout,
+  Stream(py::handle mode, Arg<"replay", bool> replay, py::handle replay_deadline, py::handle idle_timeout,
          py::handle retry_backoff, py::handle cooldown, py::handle max_attempts, py::handle max_held_bytes)
-      : stream_(Options(mode, replay, replay_deadline, idle_timeout, retry_backoff, cooldown, max_attempts,
+      : stream_(Options(mode, *replay, replay_deadline, idle_timeout, retry_backoff, cooldown, max_attempts,
                         max_held_bytes)) {}
 
   py::list OnConnected(py::handle now) {
@@ -54,27 +55,27 @@ class Stream {
   }
   py::list OnLive(py::handle now, py::handle seq, py::handle payload) {
     const absl::Time time = ToTime(now, "now");
-    const std::uint64_t number = ToKey(seq, "seq");
+    const std::uint64_t number = ToUnsigned(seq, "seq");
     const BytesBuffer bytes(payload, "payload");
     return Answer([&] { return stream_.OnLive(time, number, bytes.span()); });
   }
   py::list OnReplayBatch(py::handle now, py::handle request, py::handle seq, py::handle payload) {
     const absl::Time time = ToTime(now, "now");
-    const std::uint64_t id = ToKey(request, "request");
-    const std::uint64_t number = ToKey(seq, "seq");
+    const std::uint64_t id = ToUnsigned(request, "request");
+    const std::uint64_t number = ToUnsigned(seq, "seq");
     const BytesBuffer bytes(payload, "payload");
     return Answer([&] { return stream_.OnReplayBatch(time, id, number, bytes.span()); });
   }
   py::list OnReplayEnd(py::handle now, py::handle request) {
     const absl::Time time = ToTime(now, "now");
-    const std::uint64_t id = ToKey(request, "request");
+    const std::uint64_t id = ToUnsigned(request, "request");
     return Answer([&] { return stream_.OnReplayEnd(time, id); });
   }
-  py::list OnReplayFailed(py::handle now, py::handle request, bool malformed) {
+  py::list OnReplayFailed(py::handle now, py::handle request, Arg<"malformed", bool> malformed) {
     const absl::Time time = ToTime(now, "now");
-    const std::uint64_t id = ToKey(request, "request");
+    const std::uint64_t id = ToUnsigned(request, "request");
     const auto why =
-        malformed ? PublisherStream::ReplayFailure::kMalformed : PublisherStream::ReplayFailure::kTransport;
+        *malformed ? PublisherStream::ReplayFailure::kMalformed : PublisherStream::ReplayFailure::kTransport;
     return Answer([&] { return stream_.OnReplayFailed(time, id, why); });
   }
   py::list Tick(py::handle now) {
@@ -161,8 +162,8 @@ class Stream {
 
 void BindStream(py::module_& m) {
   py::class_<Stream>(m, "PublisherStream")
-      .def(py::init<py::handle, bool, py::handle, py::handle, py::handle, py::handle, py::handle,
-                    py::handle>())
+      .def(py::init<py::handle, Arg<"replay", bool>, py::handle, py::handle, py::handle, py::handle,
+                    py::handle, py::handle>())
       .def("on_connected", &Stream::OnConnected)
       .def("on_live", &Stream::OnLive)
       .def("on_replay_batch", &Stream::OnReplayBatch)

@@ -12,6 +12,7 @@
 #include "llmd/worker/block_pool.h"
 #include "llmd/worker/event_writer.h"
 #include "llmd/worker/kv_cache_manager.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/event_objects.h"
 #include "python/src/extra_keys.h"
@@ -26,6 +27,9 @@ using worker::BlockId;
 using worker::BlockPool;
 using worker::KvCacheManager;
 namespace {
+
+template <ArgName kName>
+using Flag = Arg<kName, bool>;
 
 constexpr std::int64_t kMaxU32 = std::numeric_limits<std::uint32_t>::max();
 
@@ -65,7 +69,7 @@ worker::RequestStatus ToStatus(py::handle object) {
 struct RequestObject {
   RequestObject(py::handle request_id, py::handle prompt, const hash::VllmHasher* hasher,
                 py::handle request_extras, py::handle style, py::handle lora, bool skip_reading)
-      : id(ToKey(request_id, "id")) {
+      : id(ToUnsigned(request_id, "id")) {
     const hash::RequestExtras about = ToRequestExtras(request_extras);
     if (hasher != nullptr) {
       extras = hash::ExtraKeyBuilder(about, ToStyle(style), hasher->block_size());
@@ -141,18 +145,18 @@ worker::BlockPoolOptions ToPoolOptions(py::handle num_blocks, py::handle block_s
 // What the pool alone and the pool of a manager have in common. `Object` has `mutex` and pool().
 template <typename Object>
 struct PoolMethods {
-  static py::list TakeEvents(Object& self, bool full_digests, py::handle medium) {
+  static py::list TakeEvents(Object& self, Flag<"full_digests"> full_digests, py::handle medium) {
     worker::BlockEvents events;
     worker::EventWriterOptions options;
-    options.full_digests = full_digests;
+    options.full_digests = *full_digests;
     options.medium = ToText(medium, "medium");
     Locked(self.mutex, false, [&] { self.pool().TakeEvents(events); });
     worker::EventWriter writer(options);
     return FromEvents(writer.Convert(events));
   }
-  static py::object TakeEventBatch(Object& self, py::handle timestamp, py::handle schema, bool full_digests,
-                                   py::handle rank, py::handle medium) {
-    const EventFormat format(schema, full_digests, rank, medium);
+  static py::object TakeEventBatch(Object& self, py::handle timestamp, py::handle schema,
+                                   Flag<"full_digests"> full_digests, py::handle rank, py::handle medium) {
+    const EventFormat format(schema, *full_digests, rank, medium);
     const double time = ToDouble(timestamp, "timestamp");
     std::vector<std::byte> payload;
     const bool any = Locked(self.mutex, true, [&] {
@@ -204,7 +208,7 @@ struct PoolMethods {
                           v.stats.events_dropped);
   }
   static py::object BlockState(Object& self, py::handle id) {
-    const std::uint32_t block_id = ToU32(id, "block_id");
+    const std::uint32_t block_id = ToU32(id, "block");
     std::uint32_t count = 0;
     const auto block = Locked(self.mutex, false, [&]() -> std::optional<worker::Block> {
       count = self.pool().num_blocks();
@@ -212,7 +216,7 @@ struct PoolMethods {
       return self.pool().block(block_id);
     });
     if (!block) {
-      throw py::value_error("block_id is " + std::to_string(block_id) + ", the pool has " +
+      throw py::value_error("block is " + std::to_string(block_id) + ", the pool has " +
                             std::to_string(count) + " blocks");
     }
     return py::make_tuple(block->ref_cnt,
@@ -279,8 +283,9 @@ class ManagerObject {
 
   // The new blocks, or None when they do not fit.
   py::object AllocateSlots(RequestObject& request, py::handle num_new_tokens, py::handle prefix_hit,
-                           py::handle num_external, py::handle num_lookahead, py::handle reserved, bool delay,
-                           bool full_sequence, bool has_scheduled) {
+                           py::handle num_external, py::handle num_lookahead, py::handle reserved,
+                           Flag<"delay_cache_blocks"> delay, Flag<"full_sequence_must_fit"> full_sequence,
+                           Flag<"has_scheduled_requests"> has_scheduled) {
     CheckRequest(request);
     worker::SlotRequest slots;
     slots.num_new_tokens = ToU32(num_new_tokens, "num_new_tokens");
@@ -291,9 +296,9 @@ class ManagerObject {
     slots.num_external_computed_tokens = ToU32(num_external, "num_external_computed_tokens");
     slots.num_lookahead_tokens = ToU32(num_lookahead, "num_lookahead_tokens");
     slots.reserved_blocks = ToU32(reserved, "reserved_blocks");
-    slots.delay_cache_blocks = delay;
-    slots.full_sequence_must_fit = full_sequence;
-    slots.has_scheduled_requests = has_scheduled;
+    slots.delay_cache_blocks = *delay;
+    slots.full_sequence_must_fit = *full_sequence;
+    slots.has_scheduled_requests = *has_scheduled;
     using Blocks = std::optional<std::vector<BlockId>>;
     const Blocks blocks = Take(With(request, [&](const worker::Request& view) -> absl::StatusOr<Blocks> {
       const auto result = manager_.AllocateSlots(view, slots);
@@ -355,7 +360,7 @@ class ManagerObject {
 
  private:
   static std::uint64_t IdOf(py::handle id) {
-    return py::isinstance<RequestObject>(id) ? id.cast<RequestObject&>().id : ToKey(id, "request");
+    return py::isinstance<RequestObject>(id) ? id.cast<RequestObject&>().id : ToUnsigned(id, "request");
   }
   void CheckRequest(const RequestObject& request) const {
     if (request.block_size != 0 && request.block_size != block_size_) {
@@ -374,8 +379,10 @@ void BindWorkerRequest(py::module_& m) {
         [field](RequestObject& self) { return Locked(self.mutex, false, [&] { return self.state.*field; }); };
   };
   py::class_<RequestObject>(m, "Request")
-      .def(py::init<py::handle, py::handle, const hash::VllmHasher*, py::handle, py::handle, py::handle,
-                    bool>())
+      .def(py::init([](py::handle id, py::handle tokens, const hash::VllmHasher* hasher, py::handle extras,
+                       py::handle style, py::handle lora, Flag<"skip_reading_prefix_cache"> skip_reading) {
+        return std::make_unique<RequestObject>(id, tokens, hasher, extras, style, lora, *skip_reading);
+      }))
       .def("append", &RequestObject::Append)
       .def_readonly("id", &RequestObject::id)
       .def_property_readonly(
@@ -415,10 +422,10 @@ void BindWorker(py::module_& m) {
   BindWorkerRequest(m);
 
   py::class_<PoolObject> pool(m, "BlockPool");
-  pool.def(py::init([](py::handle num_blocks, py::handle block_size, bool enable_caching, bool enable_events,
-                       py::handle max_event_bytes) {
+  pool.def(py::init([](py::handle num_blocks, py::handle block_size, Flag<"enable_caching"> enable_caching,
+                       Flag<"enable_events"> enable_events, py::handle max_event_bytes) {
         return std::make_unique<PoolObject>(Take(BlockPool::Create(
-            ToPoolOptions(num_blocks, block_size, enable_caching, enable_events, max_event_bytes))));
+            ToPoolOptions(num_blocks, block_size, *enable_caching, *enable_events, max_event_bytes))));
       }))
       .def("get_new_blocks",
            [](PoolObject& self, py::handle n) {
@@ -462,11 +469,12 @@ void BindWorker(py::module_& m) {
 
   py::class_<ManagerObject> manager(m, "KvCacheManager");
   manager
-      .def(py::init([](py::handle num_blocks, py::handle block_size, bool enable_caching, bool enable_events,
-                       py::handle max_event_bytes, py::handle group_id, py::handle max_model_len,
-                       py::handle watermark) {
+      .def(py::init([](py::handle num_blocks, py::handle block_size, Flag<"enable_caching"> enable_caching,
+                       Flag<"enable_events"> enable_events, py::handle max_event_bytes, py::handle group_id,
+                       py::handle max_model_len, py::handle watermark) {
         worker::KvCacheManagerOptions options;
-        options.pool = ToPoolOptions(num_blocks, block_size, enable_caching, enable_events, max_event_bytes);
+        options.pool =
+            ToPoolOptions(num_blocks, block_size, *enable_caching, *enable_events, max_event_bytes);
         options.group_id = ToU32(group_id, "group_id");
         if (!max_model_len.is_none()) options.max_model_len = ToU32(max_model_len, "max_model_len");
         options.watermark = ToDouble(watermark, "watermark");

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <string>
 
 namespace llmd::python {
@@ -24,10 +25,16 @@ constexpr std::size_t kLongPass = 16384;
 
 std::string TypeName(py::handle object) { return Py_TYPE(object.ptr())->tp_name; }
 
-std::string Text(py::handle object) {
-  const py::object text = py::reinterpret_steal<py::object>(PyObject_Str(object.ptr()));
-  if (!text) throw py::error_already_set();
-  return text.cast<std::string>();
+// The items of a buffer in place, or copied where they are not aligned.
+template <typename T>
+std::span<const T> Items(const Py_buffer& view, std::vector<T>& copy) {
+  const std::size_t count = view.len / sizeof(T);
+  if (reinterpret_cast<std::uintptr_t>(view.buf) % alignof(T) == 0) {
+    return {static_cast<const T*>(view.buf), count};
+  }
+  copy.resize(count);
+  std::memcpy(copy.data(), view.buf, count * sizeof(T));
+  return copy;
 }
 
 // 'i': signed, 'u': unsigned, 'x': something else, in the machine's byte order.
@@ -66,13 +73,24 @@ std::size_t Narrow(std::span<const std::uint64_t> from, TokenId* to) {
   return std::find_if(from.begin(), from.end(), [](std::uint64_t v) { return v >> 32 != 0; }) - from.begin();
 }
 
-// An integer as Python sees it (__index__ counts: NumPy's scalars), or a TypeError.
-py::object AsInt(py::handle object, const std::string& what) {
-  PyObject* number = PyNumber_Index(object.ptr());
-  if (number == nullptr) {
+// The pending exception, which is replaced by one that names the argument where Python only says that the
+// type is wrong. What an object's own method raised stays.
+[[noreturn]] void ThrowConversion(py::handle object, const std::string& what, const char* wanted) {
+  if (PyErr_ExceptionMatches(PyExc_OverflowError)) {
     PyErr_Clear();
-    throw py::type_error(what + " is of type " + TypeName(object) + ", wanted an integer");
+    throw py::value_error(what + " is too large");
   }
+  if (!PyErr_ExceptionMatches(PyExc_TypeError)) throw py::error_already_set();
+  PyErr_Clear();
+  throw py::type_error(what + " is of type " + TypeName(object) + ", wanted " + wanted);
+}
+
+// An integer as Python sees it (__index__ counts: NumPy's scalars), or a TypeError. A bool is none: it would
+// be another value in a hash.
+py::object AsInt(py::handle object, const std::string& what) {
+  if (PyBool_Check(object.ptr())) throw py::type_error(what + " is of type bool, wanted an integer");
+  PyObject* number = PyNumber_Index(object.ptr());
+  if (number == nullptr) ThrowConversion(object, what, "an integer");
   return py::reinterpret_steal<py::object>(number);
 }
 
@@ -124,6 +142,17 @@ py::object MakeArray(PyObject* dtype, const void* data, std::size_t count, std::
 
 }  // namespace
 
+std::string DisplayText(py::handle object) {
+  const py::object text = py::reinterpret_steal<py::object>(PyObject_Str(object.ptr()));
+  const py::object bytes = py::reinterpret_steal<py::object>(
+      text ? PyUnicode_AsEncodedString(text.ptr(), "utf-8", "backslashreplace") : nullptr);
+  if (!bytes) {
+    PyErr_Clear();
+    return "an unprintable " + TypeName(object);
+  }
+  return {PyBytes_AS_STRING(bytes.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.ptr()))};
+}
+
 void InitBuffers() {
   const py::module_ numpy = py::module_::import("numpy");
   numpy_empty = py::object(numpy.attr("empty")).release().ptr();
@@ -135,7 +164,8 @@ void BufferView::Acquire(py::handle object, const char* name, int flags) {
   if (PyObject_GetBuffer(object.ptr(), &view_, flags) != 0) {
     // The reason in the exporter's words: not contiguous, released, of a dtype without a format, ...
     py::error_already_set error;
-    throw py::value_error(std::string(name) + ": " + Text(error.value()) + "; wanted a contiguous array");
+    throw py::value_error(std::string(name) + ": " + DisplayText(error.value()) +
+                          "; wanted a contiguous array");
   }
   if ((flags & PyBUF_ND) != 0 && view_.ndim != 1) {
     throw py::value_error(std::string(name) + " has " + std::to_string(view_.ndim) + " dimensions, wanted 1");
@@ -146,11 +176,10 @@ TokenBuffer::TokenBuffer(py::handle object, const char* name) {
   constexpr char kWanted[] = "int32, uint32 or int64";
   if (PyObject_CheckBuffer(object.ptr())) {
     view_.Acquire(object, name);
-    const std::size_t count = view_->len / view_->itemsize;
     const char kind = Signedness(*view_);
     if (kind == 'x' || (view_->itemsize != 4 && view_->itemsize != 8)) ThrowDtype(*view_, name, kWanted);
     if (view_->itemsize == 4) {
-      span_ = {static_cast<const TokenId*>(view_->buf), count};
+      span_ = Items(*view_, copy_);
       if (kind == 'i') {
         TokenId seen = 0;
         for (const TokenId token : span_) seen |= token;
@@ -165,7 +194,9 @@ TokenBuffer::TokenBuffer(py::handle object, const char* name) {
       }
       return;
     }
-    const std::span<const std::uint64_t> wide(static_cast<const std::uint64_t*>(view_->buf), count);
+    std::vector<std::uint64_t> aligned;
+    const std::span<const std::uint64_t> wide = Items(*view_, aligned);
+    const std::size_t count = wide.size();
     copy_.resize(count);
     std::size_t bad;
     if (count >= kLongPass) {
@@ -184,7 +215,8 @@ TokenBuffer::TokenBuffer(py::handle object, const char* name) {
     copy_.reserve(PySequence_Fast_GET_SIZE(object.ptr()));
     ForEachInt(object, name, [&](std::size_t i, PyObject* number) {
       BlockKey value = 0;
-      if (!ReadKey(number, value) || value >> 32 != 0) ThrowElement(name, i, Text(number), kTokenRange);
+      if (!ReadKey(number, value) || value >> 32 != 0)
+        ThrowElement(name, i, DisplayText(number), kTokenRange);
       copy_.push_back(static_cast<TokenId>(value));
     });
   } else {
@@ -198,8 +230,7 @@ KeyBuffer::KeyBuffer(py::handle object, const char* name) {
   if (PyObject_CheckBuffer(object.ptr())) {
     view_.Acquire(object, name);
     if (Signedness(*view_) == 'x' || view_->itemsize != 8) ThrowDtype(*view_, name, "uint64 or int64");
-    span_ = {static_cast<const BlockKey*>(view_->buf),
-             static_cast<std::size_t>(view_->len / view_->itemsize)};
+    span_ = Items(*view_, copy_);
     return;
   }
   if (!IsSequence(object)) {
@@ -209,7 +240,7 @@ KeyBuffer::KeyBuffer(py::handle object, const char* name) {
   copy_.reserve(PySequence_Fast_GET_SIZE(object.ptr()));
   ForEachInt(object, name, [&](std::size_t i, PyObject* number) {
     BlockKey key = 0;
-    if (!ReadKey(number, key)) ThrowElement(name, i, Text(number), kKeyRange);
+    if (!ReadKey(number, key)) ThrowElement(name, i, DisplayText(number), kKeyRange);
     copy_.push_back(key);
   });
   span_ = copy_;
@@ -218,7 +249,7 @@ KeyBuffer::KeyBuffer(py::handle object, const char* name) {
 BlockKey ToKey(py::handle object, const char* name) {
   BlockKey key = 0;
   if (!ReadKey(AsInt(object, name).ptr(), key)) {
-    throw py::value_error(std::string(name) + " is " + Text(object) + ", not in " + kKeyRange);
+    throw py::value_error(std::string(name) + " is " + DisplayText(object) + ", not in " + kKeyRange);
   }
   return key;
 }
@@ -233,10 +264,28 @@ std::int64_t ToInt(py::handle object, const char* name, std::int64_t min, std::i
   int overflow = 0;
   const long long value = PyLong_AsLongLongAndOverflow(number.ptr(), &overflow);
   if (overflow != 0 || value < min || value > max) {
-    throw py::value_error(std::string(name) + " is " + Text(number) + ", not in " + std::to_string(min) +
-                          " .. " + std::to_string(max));
+    throw py::value_error(std::string(name) + " is " + DisplayText(number) + ", not in " +
+                          std::to_string(min) + " .. " + std::to_string(max));
   }
   return value;
+}
+
+std::uint64_t ToUnsigned(py::handle object, const char* name) {
+  const py::object number = AsInt(object, name);
+  const std::uint64_t value = PyLong_AsUnsignedLongLong(number.ptr());
+  if (value == std::numeric_limits<std::uint64_t>::max() && PyErr_Occurred() != nullptr) {
+    PyErr_Clear();
+    throw py::value_error(std::string(name) + " is " + DisplayText(number) + ", not in 0 .. 2^64 - 1");
+  }
+  return value;
+}
+
+bool ToBool(py::handle object, const char* name) {
+  const std::string_view type = Py_TYPE(object.ptr())->tp_name;
+  if (!PyBool_Check(object.ptr()) && type != "numpy.bool" && type != "numpy.bool_") {
+    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted bool");
+  }
+  return PyObject_IsTrue(object.ptr()) == 1;
 }
 
 BytesBuffer::BytesBuffer(py::handle object, const char* name) {
@@ -285,13 +334,12 @@ std::vector<hash::Digest> ToDigests(py::handle object, const char* name) {
 }
 
 double ToDouble(py::handle object, const char* name) {
+  if (PyBool_Check(object.ptr()))
+    throw py::type_error(std::string(name) + " is of type bool, wanted a number");
   const double value = PyFloat_AsDouble(object.ptr());
-  if (value == -1 && PyErr_Occurred() != nullptr) {
-    PyErr_Clear();
-    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted a number");
-  }
+  if (value == -1 && PyErr_Occurred() != nullptr) ThrowConversion(object, name, "a number");
   if (!std::isfinite(value))
-    throw py::value_error(std::string(name) + " is " + Text(object) + ", not finite");
+    throw py::value_error(std::string(name) + " is " + DisplayText(object) + ", not finite");
   return value;
 }
 
@@ -307,7 +355,7 @@ std::string_view ToText(py::handle object, const char* name) {
   const char* data = PyUnicode_AsUTF8AndSize(object.ptr(), &size);
   if (data == nullptr) {
     const py::error_already_set error;
-    throw py::value_error(std::string(name) + ": " + Text(error.value()));
+    throw py::value_error(std::string(name) + ": " + DisplayText(error.value()));
   }
   return {data, static_cast<std::size_t>(size)};
 }
@@ -317,6 +365,24 @@ py::str FromWireText(std::string_view text) {
       PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "surrogateescape");
   if (object == nullptr) throw py::error_already_set();
   return py::reinterpret_steal<py::str>(object);
+}
+
+std::string ToWireText(py::handle object, const char* name) {
+  if (!PyUnicode_Check(object.ptr())) {
+    throw py::type_error(std::string(name) + " is of type " + TypeName(object) + ", wanted str");
+  }
+  Py_ssize_t size = 0;
+  if (const char* data = PyUnicode_AsUTF8AndSize(object.ptr(), &size); data != nullptr) {
+    return {data, static_cast<std::size_t>(size)};
+  }
+  PyErr_Clear();
+  const py::object bytes =
+      py::reinterpret_steal<py::object>(PyUnicode_AsEncodedString(object.ptr(), "utf-8", "surrogateescape"));
+  if (!bytes) {
+    const py::error_already_set error;
+    throw py::value_error(std::string(name) + ": " + DisplayText(error.value()));
+  }
+  return {PyBytes_AS_STRING(bytes.ptr()), static_cast<std::size_t>(PyBytes_GET_SIZE(bytes.ptr()))};
 }
 
 bool IsSequence(py::handle object) { return PyList_Check(object.ptr()) || PyTuple_Check(object.ptr()); }

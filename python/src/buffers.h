@@ -91,14 +91,29 @@ std::optional<BlockKey> ToOptionalKey(pybind11::handle object, const char* name)
 // A number of type T with a minimum and a maximum; TypeError or ValueError naming the argument.
 std::int64_t ToInt(pybind11::handle object, const char* name, std::int64_t min, std::int64_t max);
 
+// As ToInt() for 0 .. 2^64 - 1.
+std::uint64_t ToUnsigned(pybind11::handle object, const char* name);
+// True or False, NumPy's too.
+bool ToBool(pybind11::handle object, const char* name);
+
 // A finite number.
 double ToDouble(pybind11::handle object, const char* name);
 // Seconds since any epoch that the caller uses throughout.
 absl::Time ToTime(pybind11::handle object, const char* name);
+// str(object) for a message, whatever it is; never fails.
+std::string DisplayText(pybind11::handle object);
 // A str in UTF-8, valid as long as the object lives.
 std::string_view ToText(pybind11::handle object, const char* name);
-// Text of a wire, which may not be UTF-8: bad bytes become lone surrogates ("surrogateescape").
+// Text of a wire, which may not be UTF-8: bad bytes become lone surrogates ("surrogateescape"), and again
+// bytes.
 pybind11::str FromWireText(std::string_view text);
+std::string ToWireText(pybind11::handle object, const char* name);
+template <typename Text>
+pybind11::list FromTexts(const std::vector<Text>& texts) {
+  pybind11::list out;
+  for (const Text& text : texts) out.append(FromWireText(text));
+  return out;
+}
 // True for a list or a tuple.
 bool IsSequence(pybind11::handle object);
 // A list or tuple, or a TypeError; `of` says what of.

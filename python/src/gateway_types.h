@@ -4,21 +4,11 @@
 
 #include <pybind11/pybind11.h>
 
-#include <string_view>
-#include <vector>
-
 #include "llmd/gateway/openai_request.h"
 #include "llmd/gateway/response_body.h"
 #include "python/src/buffers.h"
 
 namespace llmd::python {
-
-template <typename Text>
-pybind11::list FromTexts(const std::vector<Text>& texts) {
-  pybind11::list out;
-  for (const Text& text : texts) out.append(FromWireText(text));
-  return out;
-}
 
 pybind11::dict FromOpenAi(const gateway::OpenAiRequest& request);
 // None when it is not known.

@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "python/src/arguments.h"
 #include "python/src/module.h"
 #include "python/src/sched_data.h"
 #include "python/src/sched_types.h"
@@ -123,13 +124,9 @@ void Hooks::Fail(PluginRun* run, py::error_already_set& error) const {
   py::object exception = error.value();
   if (error.trace()) PyException_SetTraceback(exception.ptr(), error.trace().ptr());
   std::string text = Py_TYPE(exception.ptr())->tp_name;
-  const py::object message = py::reinterpret_steal<py::object>(PyObject_Str(exception.ptr()));
-  if (message) {
-    if (const std::string words = message.cast<std::string>(); !words.empty())
-      absl::StrAppend(&text, ": ", words);
-  } else {
-    PyErr_Clear();  // an exception whose __str__ fails
-  }
+  // Nothing here may throw: a failure inside a decision ends the decision, no more.
+  const std::string words = DisplayText(exception);
+  if (!words.empty()) absl::StrAppend(&text, ": ", words);
   Fail(run, std::move(text), std::move(exception));
 }
 
@@ -221,7 +218,7 @@ struct FilterPart : sched::Filter {
   // None and true keep.
   sched::DropReason ReasonOf(py::handle item) const {
     if (item.is_none()) return nullptr;
-    if (py::isinstance<py::str>(item)) return hooks->reasons->Keep(item.cast<std::string>());
+    if (py::isinstance<py::str>(item)) return hooks->reasons->Keep(ToWireText(item, "filter: a reason"));
     const int keep = PyObject_IsTrue(item.ptr());
     if (keep < 0) throw py::error_already_set();
     return keep == 1 ? nullptr : hooks->default_reason;
@@ -244,9 +241,13 @@ struct PickPart : sched::Picker {
         ties.mutable_data()[i] = sched::TieKey(tie_seed, scored[i].position);
       }
       const py::object result = (*hooks->pick)(plugin_context, ToPositions(positions), scores, ties);
+      const py::array given = py::array::ensure(result);
+      if (!given) throw py::error_already_set();
+      if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u') {
+        BadResult("pick gave something else than positions");
+      }
       using Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;
-      const Array chosen = Array::ensure(result);
-      if (!chosen) throw py::error_already_set();
+      const Array chosen(given);
       if (chosen.ndim() > 1 || chosen.size() < 1 || static_cast<std::size_t>(chosen.size()) > scored.size()) {
         BadResult(absl::StrCat("pick gave ", chosen.size(), " positions, wanted 1 to ", scored.size()));
       }
@@ -396,7 +397,10 @@ absl::StatusOr<std::unique_ptr<sched::Plugin>> MakePlugin(const Held& factory,
 }  // namespace
 
 PluginRun* PluginRun::Current() { return current_run; }
-PluginRun::Scope::Scope(PluginRun& run) : outer_(current_run) { current_run = &run; }
+PluginRun::Scope::Scope(PluginRun& run) : outer_(current_run) {
+  run.depth = outer_ == nullptr ? 0 : outer_->depth + 1;
+  current_run = &run;
+}
 PluginRun::Scope::~Scope() { current_run = outer_; }
 
 PluginCost PluginCounters::Read() const {
@@ -408,7 +412,10 @@ PluginCost PluginCounters::Read() const {
 }
 
 void Registry::Register(const std::string& type, py::object factory, bool experimental) {
-  if (!PyCallable_Check(factory.ptr())) throw py::type_error("factory is not callable");
+  if (!PyCallable_Check(factory.ptr())) {
+    throw py::type_error(std::string("factory is of type ") + Py_TYPE(factory.ptr())->tp_name +
+                         ", which is not callable");
+  }
   const Held held = Hold(std::move(factory));
   absl::Status status;
   {
@@ -441,13 +448,13 @@ void BindPlugins(py::module_& m) {
       .def_property_readonly("candidates", [](PluginContext& c) { return ToPositions(c.Live().candidates); })
       .def("random", [](PluginContext& c) { return c.Live().context->random.Next(); })
       .def("endpoint",
-           [](PluginContext& c, std::size_t position) {
+           [](PluginContext& c, Arg<"position", std::size_t> position) {
              const PoolSnapshot& pool = c.Live().run->pool;
-             if (position >= pool->size()) {
-               throw py::index_error("position is " + std::to_string(position) + ", wanted below " +
+             if (*position >= pool->size()) {
+               throw py::index_error("position is " + std::to_string(*position) + ", wanted below " +
                                      std::to_string(pool->size()));
              }
-             return EndpointView{pool, static_cast<Position>(position)};
+             return EndpointView{pool, static_cast<Position>(*position)};
            })
       .def_property_readonly("waiting",
                              [](PluginContext& c) {
@@ -468,23 +475,27 @@ void BindPlugins(py::module_& m) {
                                });
                              })
       .def("attribute",
-           [](PluginContext& c, const std::string& name) {
+           [](PluginContext& c, Arg<"name", std::string> name) {
              return PerCandidate(c, [&](const sched::Endpoint& e) {
-               const sched::Attribute* attribute = e.FindAttribute(name);
+               const sched::Attribute* attribute = e.FindAttribute(*name);
                return attribute == nullptr ? std::numeric_limits<double>::quiet_NaN()
                                            : ValueOf(attribute->sample);
              });
            })
-      .def("data", [](PluginContext& c, const std::string& name) {
+      .def("data", [](PluginContext& c, Arg<"name", std::string> name) {
         for (const ConsumedData& data : *c.Live().consumed) {
-          if (data.name == name) return data.access->read(c.context->data, data.slot);
+          if (data.name == *name) return data.access->read(c.context->data, data.slot);
         }
-        throw py::key_error("data \"" + name + "\" is not among what the plugin declares in `consumes`");
+        throw py::key_error("data \"" + *name + "\" is not among what the plugin declares in `consumes`");
       });
 
   py::class_<Registry, std::shared_ptr<Registry>>(m, "Registry")
       .def(py::init<>())
-      .def("register", &Registry::Register)
+      .def("register",
+           [](Registry& r, Arg<"type_name", std::string> type, py::object factory,
+              Arg<"experimental", bool> experimental) {
+             r.Register(*type, std::move(factory), *experimental);
+           })
       .def("types", [](const Registry& registry) { return registry.Copy().Types(); });
 }
 

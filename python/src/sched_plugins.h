@@ -44,6 +44,9 @@ struct PluginCost {
 // What the plugins written in Python see and leave behind in one decision. It is found through a variable of
 // the thread, since a decision does not leave its thread.
 struct PluginRun {
+  static constexpr int kMaxDepth = 16;
+
+  int depth = 0;             // decisions that this one is inside of
   pybind11::object request;  // as the caller gave it
   PoolSnapshot pool;
   std::vector<PluginCost> costs;

@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/index_objects.h"
 #include "python/src/module.h"
@@ -35,6 +36,11 @@ template <typename T>
 [[noreturn]] void Refuse(const char* name, T value, const char* expected) {
   throw py::value_error(std::string(name) + " is " + std::to_string(value) + ", wanted " + expected);
 }
+
+using HandleArg = Arg<"endpoint", EndpointHandle&>;
+using SourceArg = Arg<"source", std::uint32_t>;
+template <ArgName kName>
+using Count = Arg<kName, std::optional<std::int64_t>>;
 
 struct MetricValues {
   std::optional<std::int64_t> waiting, running;
@@ -130,8 +136,8 @@ void BindPool(py::module_& m) {
   py::class_<EndpointHandle>(
       m, "EndpointHandle",
       "Names an endpoint for as long as it lives; hashable. A slot is reused under another generation.")
-      .def(py::init([](std::uint32_t slot, std::uint32_t generation) {
-             return EndpointHandle{slot, generation};
+      .def(py::init([](Arg<"slot", std::uint32_t> slot, Arg<"generation", std::uint32_t> generation) {
+             return EndpointHandle{*slot, *generation};
            }),
            py::arg("slot"), py::arg("generation"))
       .def_readonly("slot", &EndpointHandle::slot)
@@ -149,20 +155,25 @@ void BindPool(py::module_& m) {
                            "An endpoint as it was at one moment. What was never measured is None.")
       .def_readonly("position", &EndpointView::position)
       .def_property_readonly("handle", [](const EndpointView& e) { return e.get().handle; })
-      .def_property_readonly("id", [](const EndpointView& e) { return e.get().id(); })
-      .def_property_readonly("name", [](const EndpointView& e) { return e.get().metadata().name; })
-      .def_property_readonly("namespace",
-                             [](const EndpointView& e) { return e.get().metadata().pod_namespace; })
-      .def_property_readonly("address", [](const EndpointView& e) { return e.get().metadata().address; })
+      .def_property_readonly("id", [](const EndpointView& e) { return FromWireText(e.get().id()); })
+      .def_property_readonly("name",
+                             [](const EndpointView& e) { return FromWireText(e.get().metadata().name); })
+      .def_property_readonly(
+          "namespace", [](const EndpointView& e) { return FromWireText(e.get().metadata().pod_namespace); })
+      .def_property_readonly("address",
+                             [](const EndpointView& e) { return FromWireText(e.get().metadata().address); })
       .def_property_readonly("port", [](const EndpointView& e) { return e.get().metadata().port; })
-      .def_property_readonly("host_port", [](const EndpointView& e) { return e.get().host_port(); })
-      .def_property_readonly("node_address",
-                             [](const EndpointView& e) { return e.get().metadata().node_address; })
+      .def_property_readonly("host_port",
+                             [](const EndpointView& e) { return FromWireText(e.get().host_port()); })
+      .def_property_readonly(
+          "node_address", [](const EndpointView& e) { return FromWireText(e.get().metadata().node_address); })
       .def_property_readonly("rank", [](const EndpointView& e) { return e.get().metadata().rank; })
       .def_property_readonly("labels",
                              [](const EndpointView& e) {
-                               const sched::Labels& labels = e.get().metadata().labels;
-                               return std::map<std::string, std::string>(labels.begin(), labels.end());
+                               py::dict labels;
+                               for (const auto& [name, value] : e.get().metadata().labels)
+                                 labels[FromWireText(name)] = FromWireText(value);
+                               return labels;
                              })
       .def_property_readonly("waiting",
                              [](const EndpointView& e) { return Known(e.get().metrics.waiting_requests); })
@@ -183,14 +194,15 @@ void BindPool(py::module_& m) {
                              [](const EndpointView& e) -> py::object {
                                const auto& adapters = e.get().metrics.adapters;
                                if (!adapters.known() || adapters.value == nullptr) return py::none();
-                               return py::make_tuple(adapters.value->max_active, adapters.value->active,
-                                                     adapters.value->waiting);
+                               return py::make_tuple(adapters.value->max_active,
+                                                     FromTexts(adapters.value->active),
+                                                     FromTexts(adapters.value->waiting));
                              })
       .def_property_readonly("attributes",
                              [](const EndpointView& e) {
-                               std::map<std::string, double> out;
+                               py::dict out;
                                for (const sched::Attribute& a : e.get().attributes)
-                                 out[a.name] = a.sample.value;
+                                 out[FromWireText(a.name)] = a.sample.value;
                                return out;
                              })
       .def(
@@ -201,7 +213,7 @@ void BindPool(py::module_& m) {
           py::is_operator())
       .def("__hash__", [](const EndpointView& e) { return std::hash<std::string>()(e.get().id()); })
       .def("__repr__", [](const EndpointView& e) {
-        return "Endpoint(" + e.get().id() + " at " + e.get().host_port() + ")";
+        return FromWireText("Endpoint(" + e.get().id() + " at " + e.get().host_port() + ")");
       });
 
   py::class_<Pool, std::shared_ptr<Pool>>(m, "EndpointPool")
@@ -209,25 +221,26 @@ void BindPool(py::module_& m) {
       .def("__len__", [](const Pool& pool) { return pool.Snapshot()->size(); })
       .def(
           "add",
-          [](Pool& pool, const std::string& name, const std::string& address, std::int64_t port,
-             const std::string& pod_namespace, const std::map<std::string, std::string>& labels,
-             const std::string& node_address, std::uint32_t rank) {
-            if (port < 1 || port > 65535) Refuse("port", port, "1 to 65535");
-            sched::EndpointMetadata metadata{.name = name,
-                                             .pod_namespace = pod_namespace,
-                                             .address = address,
-                                             .port = static_cast<std::uint16_t>(port),
-                                             .node_address = node_address,
-                                             .labels = sched::Labels(labels.begin(), labels.end()),
-                                             .rank = rank};
+          [](Pool& pool, Arg<"name", std::string> name, Arg<"address", std::string> address, py::handle port,
+             Arg<"namespace", std::string> pod_namespace,
+             Arg<"labels", std::map<std::string, std::string>> labels,
+             Arg<"node_address", std::string> node_address, Arg<"rank", std::uint32_t> rank) {
+            sched::EndpointMetadata metadata{
+                .name = *name,
+                .pod_namespace = *pod_namespace,
+                .address = *address,
+                .port = static_cast<std::uint16_t>(ToInt(port, "port", 1, 65535)),
+                .node_address = *node_address,
+                .labels = sched::Labels(labels->begin(), labels->end()),
+                .rank = *rank};
             return Take(pool.Write([&](sched::EndpointPool& p) { return p.Add(std::move(metadata)); }));
           },
           py::arg("name"), py::arg("address"), py::arg("port"), py::arg("namespace"), py::arg("labels"),
           py::arg("node_address"), py::arg("rank"))
       .def(
           "remove",
-          [](Pool& pool, EndpointHandle handle) {
-            return pool.Write([&](sched::EndpointPool& p) { return p.Remove(handle); });
+          [](Pool& pool, HandleArg handle) {
+            return pool.Write([&](sched::EndpointPool& p) { return p.Remove(*handle); });
           },
           py::arg("endpoint"))
       .def("endpoints",
@@ -241,32 +254,33 @@ void BindPool(py::module_& m) {
            })
       .def(
           "find",
-          [](const Pool& pool, EndpointHandle handle) -> std::optional<EndpointView> {
+          [](const Pool& pool, HandleArg handle) -> std::optional<EndpointView> {
             const PoolSnapshot snapshot = pool.Snapshot();
-            const std::optional<sched::Position> position = snapshot->Find(handle);
+            const std::optional<sched::Position> position = snapshot->Find(*handle);
             if (!position) return std::nullopt;
             return EndpointView{snapshot, *position};
           },
           py::arg("endpoint"))
       .def(
           "find_id",
-          [](const Pool& pool, const std::string& id) -> std::optional<EndpointView> {
+          [](const Pool& pool, Arg<"endpoint", std::string> id) -> std::optional<EndpointView> {
             const PoolSnapshot snapshot = pool.Snapshot();
-            const std::optional<sched::Position> position = snapshot->FindId(id);
+            const std::optional<sched::Position> position = snapshot->FindId(*id);
             if (!position) return std::nullopt;
             return EndpointView{snapshot, *position};
           },
           py::arg("id"))
       .def(
           "set_metrics",
-          [](Pool& pool, EndpointHandle handle, py::handle at, std::optional<std::int64_t> waiting,
-             std::optional<std::int64_t> running, std::optional<double> kv_usage,
-             std::optional<std::int64_t> max_adapters, std::vector<std::string> active,
-             std::vector<std::string> queued, std::optional<std::uint32_t> cache_block_size,
-             std::optional<std::uint64_t> cache_num_blocks) {
-            SetMetrics(pool, handle,
-                       {waiting, running, kv_usage, max_adapters, std::move(active), std::move(queued),
-                        cache_block_size, cache_num_blocks},
+          [](Pool& pool, HandleArg handle, py::handle at, Count<"waiting"> waiting, Count<"running"> running,
+             Arg<"kv_usage", std::optional<double>> kv_usage, Count<"max_adapters"> max_adapters,
+             Arg<"active_adapters", std::vector<std::string>> active,
+             Arg<"waiting_adapters", std::vector<std::string>> queued,
+             Arg<"cache_block_size", std::optional<std::uint32_t>> cache_block_size,
+             Arg<"cache_num_blocks", std::optional<std::uint64_t>> cache_num_blocks) {
+            SetMetrics(pool, *handle,
+                       {*waiting, *running, *kv_usage, *max_adapters, std::move(*active), std::move(*queued),
+                        *cache_block_size, *cache_num_blocks},
                        at);
           },
           py::arg("endpoint"), py::arg("at"), py::arg("waiting"), py::arg("running"), py::arg("kv_usage"),
@@ -274,36 +288,39 @@ void BindPool(py::module_& m) {
           py::arg("cache_block_size"), py::arg("cache_num_blocks"))
       .def(
           "set_attribute",
-          [](Pool& pool, EndpointHandle handle, const std::string& name, double value, py::handle at) {
+          [](Pool& pool, HandleArg handle, Arg<"name", std::string> name, Arg<"value", double> value,
+             py::handle at) {
             const absl::Time time = ToTime(at, "at");
             const bool known = pool.Write([&](sched::EndpointPool& p) {
-              return p.SetAttribute(handle, name, {value, time});
+              return p.SetAttribute(*handle, *name, {*value, time});
             });
-            if (!known) ThrowStatus(absl::NotFoundError(HandleText(handle) + " is not in the pool"));
+            if (!known) ThrowStatus(absl::NotFoundError(HandleText(*handle) + " is not in the pool"));
           },
           py::arg("endpoint"), py::arg("name"), py::arg("value"), py::arg("at"))
       .def(
           "bind_holder",
-          [](Pool& pool, std::uint32_t source, py::object holder, EndpointHandle handle,
-             const std::string& tier) {
+          [](Pool& pool, SourceArg source, py::object holder, HandleArg handle,
+             Arg<"tier", std::string> tier) {
             const index::HolderId id = ToHolderId(holder, "holder");
-            Check(pool.Write([&](sched::EndpointPool& p) { return p.BindHolder(source, id, handle, tier); }));
+            Check(pool.Write(
+                [&](sched::EndpointPool& p) { return p.BindHolder(*source, id, *handle, *tier); }));
           },
           py::arg("source"), py::arg("holder"), py::arg("endpoint"), py::arg("tier"))
       .def(
           "bind_index",
-          [](Pool& pool, std::uint32_t source, PrefixIndexObject& index) {
-            if (source >= sched::kMaxPrefixSources) Refuse("source", source, "below 8");
+          [](Pool& pool, SourceArg source, Arg<"index", PrefixIndexObject&> index) {
+            if (*source >= sched::kMaxPrefixSources) Refuse("source", *source, "below 8");
             const py::gil_scoped_release release;
-            return BindIndex(pool, index, source);
+            return BindIndex(pool, *index, *source);
           },
           py::arg("source"), py::arg("index"))
       .def(
           "unbind_holder",
-          [](Pool& pool, std::uint32_t source, py::object holder) {
+          [](Pool& pool, SourceArg source, py::object holder) {
             const index::HolderId id = ToHolderId(holder, "holder");
+            if (*source >= sched::kMaxPrefixSources) Refuse("source", *source, "below 8");
             pool.Write([&](sched::EndpointPool& p) {
-              p.UnbindHolder(source, id);
+              p.UnbindHolder(*source, id);
               return true;
             });
           },

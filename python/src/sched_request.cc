@@ -6,6 +6,7 @@
 #include "llmd/hash/approx_prefix.h"
 #include "llmd/ingest/kv_event_ingestor.h"
 #include "llmd/sched/endpoint_pool.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/module.h"
 #include "python/src/sched_types.h"
@@ -13,24 +14,6 @@
 
 namespace llmd::python {
 namespace py = pybind11;
-
-absl::StatusOr<PrefixPlan> PrefixPlan::From(const sched::SchedulerConfig& config) {
-  PrefixPlan plan;
-  for (const sched::PluginSpec& plugin : config.plugins) {
-    const std::string& name = plugin.name.empty() ? plugin.type : plugin.name;
-    if (plugin.type == "precise-prefix-cache-producer") {
-      absl::StatusOr<sched::PreciseOptions> options = sched::ParsePreciseOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.precise = *std::move(options);
-    } else if (plugin.type == "approx-prefix-cache-producer") {
-      absl::StatusOr<sched::ApproxPrefixOptions> options =
-          sched::ParseApproxPrefixOptions(name, plugin.parameters);
-      if (!options.ok()) return options.status();
-      plan.approx = *options;
-    }
-  }
-  return plan;
-}
 
 OwnedPrompt::OwnedPrompt(std::vector<TokenId> tokens, std::size_t token_count, std::vector<Chain> chains,
                          std::vector<Item> items)
@@ -45,7 +28,7 @@ std::vector<OwnedPrompt::Chain> MakeChains(const PrefixPlan& plan, const std::st
                                            std::uint32_t engine_block_size, TokenSpan tokens,
                                            const std::vector<OwnedPrompt::Item>& items) {
   std::vector<OwnedPrompt::Chain> chains;
-  if (!plan.precise && !plan.approx) return chains;
+  if (!plan.wants_tokens()) return chains;
   chains.resize(plan.approx ? 2 : 1);
   if (plan.precise) {
     std::vector<ingest::MultimodalItem> engine_items;
@@ -107,8 +90,9 @@ std::vector<OwnedPrompt::Item> ToItems(const Items& items) {
 }
 
 // chains: (namespace, block_size, keys) or None of each source.
-std::shared_ptr<OwnedPrompt> MakePrompt(std::size_t token_count, py::object tokens, const py::list& chains,
-                                        const Items& items) {
+std::shared_ptr<OwnedPrompt> MakePrompt(Arg<"token_count", std::size_t> count, py::object tokens,
+                                        const py::list& chains, Arg<"items", Items> items) {
+  std::size_t token_count = *count;
   std::vector<TokenId> ids;
   if (!tokens.is_none()) {
     const TokenBuffer buffer(tokens, "tokens");
@@ -129,19 +113,20 @@ std::shared_ptr<OwnedPrompt> MakePrompt(std::size_t token_count, py::object toke
     const KeyBuffer keys(parts[2], "keys");
     chain.keys.assign(keys.span().begin(), keys.span().end());
   }
-  return std::make_shared<OwnedPrompt>(std::move(ids), token_count, std::move(owned), ToItems(items));
+  return std::make_shared<OwnedPrompt>(std::move(ids), token_count, std::move(owned), ToItems(*items));
 }
 
-std::shared_ptr<OwnedPrompt> HashPrompt(const PrefixPlan& plan, const std::string& model,
-                                        const std::string& lora, const std::string& cache_salt,
-                                        std::uint32_t engine_block_size, py::object tokens,
-                                        const Items& items) {
+std::shared_ptr<OwnedPrompt> HashPrompt(const PrefixPlan& plan, Arg<"model", std::string> model,
+                                        Arg<"lora", std::string> lora,
+                                        Arg<"cache_salt", std::string> cache_salt,
+                                        Arg<"engine_block_size", std::uint32_t> engine_block_size,
+                                        py::object tokens, Arg<"items", Items> items) {
   const TokenBuffer buffer(tokens, "tokens");
-  std::vector<OwnedPrompt::Item> owned_items = ToItems(items);
+  std::vector<OwnedPrompt::Item> owned_items = ToItems(*items);
   const py::gil_scoped_release release;
   std::vector<TokenId> ids(buffer.span().begin(), buffer.span().end());
   std::vector<OwnedPrompt::Chain> chains =
-      MakeChains(plan, model, lora, cache_salt, engine_block_size, ids, owned_items);
+      MakeChains(plan, *model, *lora, *cache_salt, *engine_block_size, ids, owned_items);
   const std::size_t count = ids.size();
   return std::make_shared<OwnedPrompt>(std::move(ids), count, std::move(chains), std::move(owned_items));
 }
@@ -156,9 +141,9 @@ void BindRequest(py::module_& m) {
                                return p.precise->block_size;
                              })
       .def("approx_block_size",
-           [](const PrefixPlan& p, std::uint32_t reported) -> std::optional<std::uint32_t> {
+           [](const PrefixPlan& p, Arg<"reported", std::uint32_t> reported) -> std::optional<std::uint32_t> {
              if (!p.approx) return std::nullopt;
-             return p.approx->BlockSize(reported);
+             return p.approx->BlockSize(*reported);
            });
 
   py::class_<OwnedPrompt, std::shared_ptr<OwnedPrompt>>(m, "SchedulerPrompt")
@@ -176,22 +161,20 @@ void BindRequest(py::module_& m) {
       });
 
   py::class_<OwnedRequest, std::shared_ptr<OwnedRequest>>(m, "SchedulerRequest")
-      .def(py::init([](std::string id, std::string model, std::string fairness_id, std::int32_t priority,
-                       std::size_t size_bytes, std::optional<std::uint32_t> max_output_tokens,
-                       std::vector<std::pair<std::string, std::string>> headers,
-                       const std::vector<std::shared_ptr<OwnedPrompt>>& prompts) {
-        OwnedRequest::Fields fields{.id = std::move(id),
-                                    .model = std::move(model),
-                                    .fairness_id = std::move(fairness_id),
-                                    .priority = priority,
-                                    .size_bytes = size_bytes,
-                                    .max_output_tokens = max_output_tokens,
-                                    .headers = std::move(headers),
-                                    .prompts = {}};
-        for (const auto& prompt : prompts) {
-          if (prompt == nullptr) throw py::type_error("prompts has an element None, wanted a Prompt");
-          fields.prompts.push_back(prompt);
-        }
+      .def(py::init([](Arg<"id", std::string> id, Arg<"model", std::string> model,
+                       Arg<"fairness_id", std::string> fairness_id, Arg<"priority", std::int32_t> priority,
+                       Arg<"size_bytes", std::size_t> size_bytes,
+                       Arg<"max_output_tokens", std::optional<std::uint32_t>> max_output_tokens,
+                       Arg<"headers", std::vector<std::pair<std::string, std::string>>> headers,
+                       Arg<"prompts", std::vector<std::shared_ptr<OwnedPrompt>>> prompts) {
+        OwnedRequest::Fields fields{.id = std::move(*id),
+                                    .model = std::move(*model),
+                                    .fairness_id = std::move(*fairness_id),
+                                    .priority = *priority,
+                                    .size_bytes = *size_bytes,
+                                    .max_output_tokens = *max_output_tokens,
+                                    .headers = std::move(*headers),
+                                    .prompts = {prompts->begin(), prompts->end()}};
         return std::make_shared<OwnedRequest>(std::move(fields));
       }));
 }

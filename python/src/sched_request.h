@@ -12,20 +12,12 @@
 #include <utility>
 #include <vector>
 
-#include "absl/status/statusor.h"
-#include "llmd/sched/config.h"
-#include "llmd/sched/prefix.h"
+#include "llmd/sched/prefix_plan.h"
 #include "llmd/sched/request.h"
 
 namespace llmd::python {
 
-// What a configuration says of prefix matching: which chains a prompt needs. A plain value.
-struct PrefixPlan {
-  std::optional<sched::PreciseOptions> precise = {};
-  std::optional<sched::ApproxPrefixOptions> approx = {};
-
-  static absl::StatusOr<PrefixPlan> From(const sched::SchedulerConfig& config);
-};
+using sched::PrefixPlan;
 
 // Immutable once made; its views point into itself.
 class OwnedPrompt {

@@ -3,13 +3,13 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
-#include <atomic>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "llmd/sched/config_file.h"
 #include "llmd/sched/in_flight.h"
 #include "llmd/sched/result_headers.h"
+#include "python/src/arguments.h"
 #include "python/src/buffers.h"
 #include "python/src/module.h"
 #include "python/src/sched_types.h"
@@ -21,20 +21,7 @@ namespace py = pybind11;
 
 using sched::Position;
 
-namespace {
-
-// Each workspace has a reader of each index, of which an index allows 1024. Whoever uses many schedulers of
-// one index must not run into that limit, which ends the process.
-constexpr std::size_t kMaxWorkspacesOfProcess = 768;
-std::atomic<std::size_t> workspaces_of_process = 0;
-
-}  // namespace
-
-SchedulerObject::~SchedulerObject() {
-  workspaces_of_process.fetch_sub(idle_.size());  // every decision keeps its scheduler, so all are idle
-}
-
-std::unique_ptr<sched::Workspace> SchedulerObject::Acquire() {
+std::unique_ptr<sched::Workspace> SchedulerObject::Acquire(bool nested) {
   {
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
@@ -43,7 +30,7 @@ std::unique_ptr<sched::Workspace> SchedulerObject::Acquire() {
         idle_.pop_back();
         return workspace;
       }
-      if (made_ < kMaxWorkspaces) break;
+      if (made_ < kMaxWorkspaces || nested) break;
       if (!parked_.empty()) {
         DecisionObject& oldest = *parked_.front();
         parked_.pop_front();
@@ -52,12 +39,6 @@ std::unique_ptr<sched::Workspace> SchedulerObject::Acquire() {
       returned_.wait(lock);
     }
     ++made_;
-  }
-  if (workspaces_of_process.fetch_add(1) >= kMaxWorkspacesOfProcess) {
-    workspaces_of_process.fetch_sub(1);
-    const std::lock_guard<std::mutex> lock(mutex_);
-    --made_;
-    return nullptr;
   }
   return std::make_unique<sched::Workspace>(*scheduler_);
 }
@@ -122,17 +103,20 @@ class FlightObject {
   sched::Dispatch dispatch_;
 };
 
-using Edits = std::vector<std::pair<std::string, std::optional<std::string>>>;
-
-Edits ToEdits(const sched::HeaderEdits& edits) {
-  Edits out;
-  for (const sched::HeaderEdit& edit : edits) out.emplace_back(edit.name, edit.value);
+// [(name, value or None)]
+py::list ToEdits(const sched::HeaderEdits& edits) {
+  py::list out;
+  for (const sched::HeaderEdit& edit : edits) {
+    out.append(py::make_tuple(FromWireText(edit.name),
+                              edit.value ? py::object(FromWireText(*edit.value)) : py::object(py::none())));
+  }
   return out;
 }
 
-std::shared_ptr<SchedulerObject> MakeScheduler(const std::string& text, const std::string& source,
-                                               bool allow_experimental, const Registry& registry,
-                                               const py::list& indexes,
+std::shared_ptr<SchedulerObject> MakeScheduler(Arg<"config", std::string> text,
+                                               Arg<"source", std::string> source,
+                                               Arg<"allow_experimental", bool> allow_experimental,
+                                               const Registry& registry, const py::list& indexes,
                                                std::shared_ptr<sched::PluginStates> states,
                                                py::list warnings) {
   sched::Resources resources;
@@ -148,7 +132,7 @@ std::shared_ptr<SchedulerObject> MakeScheduler(const std::string& text, const st
   if (states == nullptr) states = std::make_shared<sched::PluginStates>();
   resources.states = states;
   std::vector<std::string> texts;
-  auto made = sched::LoadScheduler(text, {.source = source, .allow_experimental = allow_experimental},
+  auto made = sched::LoadScheduler(*text, {.source = *source, .allow_experimental = *allow_experimental},
                                    registry.Copy(), resources, &texts);
   auto scheduler = Take(std::move(made));
   for (const std::string& warning : texts) warnings.append(warning);
@@ -159,28 +143,26 @@ std::shared_ptr<SchedulerObject> MakeScheduler(const std::string& text, const st
 
 std::shared_ptr<DecisionObject> Schedule(const std::shared_ptr<SchedulerObject>& scheduler,
                                          std::shared_ptr<OwnedRequest> request, const Pool& pool,
-                                         py::handle now, std::uint64_t seed, py::object candidates,
-                                         py::object request_object) {
+                                         py::handle now, Arg<"seed", std::uint64_t> seed,
+                                         py::object candidates, py::object request_object) {
   auto made = std::make_shared<DecisionObject>();
   made->request = std::move(request);
   made->now = ToTime(now, "now");
-  made->seed = seed;
+  made->seed = *seed;
   made->run.request = std::move(request_object);
   if (!candidates.is_none()) {
-    std::vector<Position> positions;
-    for (const py::handle item : candidates) {
-      positions.push_back(static_cast<Position>(ToInt(item, "candidates", 0, 0xFFFFFFFF)));
-    }
-    made->candidates = std::move(positions);
+    made->candidates = To<std::vector<Position>>(candidates, "candidates");
   }
   made->scheduler = scheduler;
-  std::unique_ptr<sched::Workspace> workspace;
   {
     const py::gil_scoped_release release;
     made->run.pool = pool.Snapshot();
-    workspace = scheduler->Acquire();
-    if (workspace != nullptr) {
-      const PluginRun::Scope scope(made->run);
+    const PluginRun::Scope scope(made->run);
+    if (made->run.depth > PluginRun::kMaxDepth) {
+      made->status = absl::ResourceExhaustedError(
+          absl::StrCat("a plugin decides inside a decision, more than ", PluginRun::kMaxDepth, " deep"));
+    } else {
+      std::unique_ptr<sched::Workspace> workspace = scheduler->Acquire(made->run.depth > 0);
       made->status = scheduler->get().Schedule(made->Input(), *workspace, made->decision, &made->explanation);
       if (made->run.failed) made->status = made->run.status();
       if (made->status.ok()) {
@@ -188,9 +170,6 @@ std::shared_ptr<DecisionObject> Schedule(const std::shared_ptr<SchedulerObject>&
       } else {
         scheduler->Release(std::move(workspace));
       }
-    } else {
-      made->status = absl::ResourceExhaustedError(
-          absl::StrCat(kMaxWorkspacesOfProcess, " decisions are waiting to be dispatched in this process"));
     }
   }
   return made;
@@ -255,7 +234,7 @@ py::list ExplainProfiles(const DecisionObject& d) {
   for (const sched::Explanation::Profile& profile : d.explanation.profiles) {
     py::list drops, scorers;
     for (const auto& drop : profile.drops) {
-      drops.append(py::make_tuple(drop.position, std::string(drop.filter), drop.reason));
+      drops.append(py::make_tuple(drop.position, FromWireText(drop.filter), FromWireText(drop.reason)));
     }
     for (const auto& scorer : profile.scorers)
       scorers.append(py::make_tuple(std::string(scorer.name), scorer.weight));
@@ -283,8 +262,8 @@ py::list DecidedProfiles(const DecisionObject& d) {
     py::list targets;
     for (const Position target : result.targets) targets.append(At(d, target));
     out.append(py::make_tuple(
-        names[i], StateName(result.state), targets, TargetHostPorts(result, *d.run.pool), result.port,
-        result.skip_reason == nullptr ? py::object(py::none()) : py::str(result.skip_reason)));
+        names[i], StateName(result.state), targets, FromWireText(TargetHostPorts(result, *d.run.pool)),
+        result.port, result.skip_reason == nullptr ? py::object(py::none()) : py::str(result.skip_reason)));
   }
   return out;
 }
@@ -293,8 +272,8 @@ void BindDecision(py::module_& m) {
   py::class_<DecisionObject, std::shared_ptr<DecisionObject>>(m, "Decision")
       .def("check", [](const DecisionObject& d) { Check(d.status); })
       .def_property_readonly("ok", [](const DecisionObject& d) { return d.status.ok(); })
-      .def_property_readonly("message",
-                             [](const DecisionObject& d) { return std::string(d.status.message()); })
+      .def_property_readonly(
+          "message", [](const DecisionObject& d) { return FromWireText(std::string(d.status.message())); })
       .def_property_readonly("http_status",
                              [](const DecisionObject& d) { return sched::HttpStatus(d.status.code()); })
       .def_property_readonly(
@@ -328,17 +307,17 @@ void BindDecision(py::module_& m) {
                                  out.append(At(d, target));
                                return out;
                              })
-      .def_property_readonly("destination",
-                             [](const DecisionObject& d) {
-                               return d.status.ok() ? sched::DestinationEndpoint(d.decision, *d.run.pool)
-                                                    : std::string();
-                             })
+      .def_property_readonly(
+          "destination",
+          [](const DecisionObject& d) {
+            return FromWireText(d.status.ok() ? sched::DestinationEndpoint(d.decision, *d.run.pool) : "");
+          })
       .def_property_readonly("scores",
                              [](const DecisionObject& d) {
                                py::dict out;
                                if (!d.status.ok()) return out;
                                for (const auto& score : sched::EndpointScores(d.decision, *d.run.pool)) {
-                                 out[py::str(score.host_port)] = score.score;
+                                 out[FromWireText(score.host_port)] = score.score;
                                }
                                return out;
                              })
@@ -347,11 +326,11 @@ void BindDecision(py::module_& m) {
       .def_property_readonly("candidates", [](const DecisionObject& d) { return d.explanation.candidates; })
       .def_property_readonly("refused_by",
                              [](const DecisionObject& d) { return std::string(d.explanation.refused_by); })
-      .def_property_readonly("explanation_text",
-                             [](const DecisionObject& d) {
-                               return d.run.pool == nullptr ? std::string()
-                                                            : d.explanation.ToString(*d.run.pool);
-                             })
+      .def_property_readonly(
+          "explanation_text",
+          [](const DecisionObject& d) {
+            return FromWireText(d.run.pool == nullptr ? "" : d.explanation.ToString(*d.run.pool));
+          })
       .def_property_readonly("costs",
                              [](const DecisionObject& d) {
                                py::list out;
@@ -371,12 +350,17 @@ void BindDecision(py::module_& m) {
       .def("on_response_headers",
            [](FlightObject& f, py::handle now) { return ToEdits(f.OnResponseHeaders(ToTime(now, "now"))); })
       .def("on_response_body",
-           [](FlightObject& f, py::handle now, bool first, bool last,
-              std::optional<std::int64_t> prompt_tokens, std::optional<std::int64_t> completion_tokens) {
-             sched::ResponseBody body{.now = ToTime(now, "now"), .first = first, .last = last};
-             if (prompt_tokens || completion_tokens) {
-               body.usage = sched::TokenUsage{.prompt_tokens = prompt_tokens.value_or(0),
-                                              .completion_tokens = completion_tokens.value_or(0)};
+           [](FlightObject& f, py::handle now, Arg<"first", bool> first, Arg<"last", bool> last,
+              py::handle prompt_tokens, py::handle completion_tokens) {
+             constexpr std::int64_t kMax = std::int64_t{1} << 53;
+             const auto count = [](py::handle tokens, const char* name) {
+               return tokens.is_none() ? 0 : ToInt(tokens, name, 0, kMax);
+             };
+             sched::ResponseBody body{.now = ToTime(now, "now"), .first = *first, .last = *last};
+             if (!prompt_tokens.is_none() || !completion_tokens.is_none()) {
+               body.usage =
+                   sched::TokenUsage{.prompt_tokens = count(prompt_tokens, "prompt_tokens"),
+                                     .completion_tokens = count(completion_tokens, "completion_tokens")};
              }
              const py::gil_scoped_release release;
              f.OnResponseBody(body);
@@ -418,7 +402,7 @@ void BindScheduler(py::module_& m) {
       .def_property_readonly("plan", [](SchedulerObject& s) { return s.plan(); })
       .def("fairness_id",
            [](SchedulerObject& s, const OwnedRequest& request) {
-             return std::string(s.get().FairnessId(request.view()));
+             return FromWireText(std::string(s.get().FairnessId(request.view())));
            })
       .def("costs", [](SchedulerObject& s) {
         py::list out;
@@ -427,11 +411,11 @@ void BindScheduler(py::module_& m) {
       });
 
   // ([(name, type, parameters)], [(profile, [(plugin, weight)])], YAML)
-  m.def("parse_config", [](const std::string& text, const std::string& source, bool allow_experimental,
-                           py::list warnings) {
+  m.def("parse_config", [](Arg<"text", std::string> text, Arg<"source", std::string> source,
+                           Arg<"allow_experimental", bool> allow_experimental, py::list warnings) {
     std::vector<std::string> texts;
-    const sched::SchedulerConfig config =
-        Take(sched::ParseConfig(text, {.source = source, .allow_experimental = allow_experimental}, &texts));
+    const sched::SchedulerConfig config = Take(
+        sched::ParseConfig(*text, {.source = *source, .allow_experimental = *allow_experimental}, &texts));
     for (const std::string& warning : texts) warnings.append(warning);
     py::list plugins, profiles;
     for (const sched::PluginSpec& spec : config.plugins) {

@@ -2,7 +2,8 @@
 //
 // Any thread may call anything. A decision needs a workspace, and keeps it until it is dispatched or gone; a
 // scheduler has at most kMaxWorkspaces of them. When all are taken, the oldest decision that waits for its
-// dispatch loses its own; when none waits, the caller does, without the GIL.
+// dispatch loses its own; when none waits, the caller does, without the GIL. A decision that a plugin takes
+// inside another one does not wait, and may be one more.
 #ifndef LLMD_PYTHON_SRC_SCHED_SCHEDULER_H_
 #define LLMD_PYTHON_SRC_SCHED_SCHEDULER_H_
 
@@ -36,7 +37,6 @@ class SchedulerObject {
         states_(std::move(states)),
         scheduler_(std::move(scheduler)),
         plan_(std::move(plan)) {}
-  ~SchedulerObject();
   SchedulerObject(const SchedulerObject&) = delete;
   SchedulerObject& operator=(const SchedulerObject&) = delete;
 
@@ -44,8 +44,8 @@ class SchedulerObject {
   const std::shared_ptr<sched::PluginStates>& states() const { return states_; }
   const PrefixPlan& plan() const { return plan_; }
 
-  // Null when the process has too many workspaces. Without the GIL.
-  std::unique_ptr<sched::Workspace> Acquire();
+  // Without the GIL. `nested`: the thread is inside a decision, so that it must not wait for others.
+  std::unique_ptr<sched::Workspace> Acquire(bool nested);
   void Release(std::unique_ptr<sched::Workspace> workspace);
   // The decision keeps the workspace for its dispatch.
   void Park(DecisionObject& decision, std::unique_ptr<sched::Workspace> workspace);

@@ -26,6 +26,23 @@ std::pair<py::object, py::object> TwoOf(py::handle object, const char* first, co
   throw py::type_error(std::string(name) + " has no " + first + " and " + second + ", and is no pair");
 }
 
+// Matches with the readers of the Python object, which belong to a match while it runs: workspaces may be
+// many, and hold none.
+template <typename Object>
+struct PooledMatcher final : sched::PrefixMatcher {
+  explicit PooledMatcher(Object& o) : object(o) {}
+  void Match(const index::NamespaceId& ns, BlockKeySpan chain, index::MatchResult& result) override {
+    object.readers.Match(ns, chain, result);
+  }
+  Object& object;
+};
+
+template <typename Object>
+sched::PrefixSourceIndex WithReadersOf(Object& object, sched::PrefixSourceIndex source) {
+  source.new_matcher = [&object] { return std::make_unique<PooledMatcher<Object>>(object); };
+  return source;
+}
+
 }  // namespace
 
 index::HolderId ToHolderId(py::handle object, const char* name) {
@@ -46,12 +63,13 @@ sched::PrefixSourceIndex ToPrefixSource(py::handle object, const char* name) {
     return source->index->Source(source->learns);
   }
   if (py::isinstance<PrefixIndexObject>(object)) {
-    return sched::ExactIndex(*object.cast<PrefixIndexObject&>().index);
+    auto& exact = object.cast<PrefixIndexObject&>();
+    return WithReadersOf(exact, sched::ExactIndex(*exact.index));
   }
   if (py::isinstance<ApproxIndexObject>(object)) {
     auto& approximate = object.cast<ApproxIndexObject&>();
     const std::shared_ptr<std::mutex> writer(&approximate.mutex, [](std::mutex*) {});  // the index's own
-    return sched::ApproximateIndex(*approximate.index, writer);
+    return WithReadersOf(approximate, sched::ApproximateIndex(*approximate.index, writer));
   }
   throw py::type_error(std::string(name) + " has an element of type " + Py_TYPE(object.ptr())->tp_name +
                        ", wanted a PrefixIndex, an ApproxIndex or None");

@@ -50,6 +50,13 @@ inline std::uint8_t* CborToken(std::uint8_t* p, std::uint32_t token) {
   return p + kWidth[wide];
 }
 
+// CPython has one object for the empty text and one for each character up to U+00FF, however it came to be.
+bool IsOneObject(std::string_view text) {
+  if (text.size() <= 1) return true;
+  const auto first = static_cast<std::uint8_t>(text[0]);
+  return text.size() == 2 && (first == 0xc2 || first == 0xc3);
+}
+
 std::size_t SizeBound(const ExtraKey& key) {
   // Opcode, length, memo, a tuple's marks, and the frame header that a long payload can cause on each side.
   std::size_t bound = 48 + key.text.size();
@@ -196,20 +203,31 @@ void PickleWriter::Payload(std::uint8_t short_opcode, std::uint8_t long_opcode,
   Memoize();
 }
 
-void PickleWriter::Bytes(std::span<const std::uint8_t> value) { Payload('C', 'B', value); }
+bool PickleWriter::WroteBefore(bool text, std::string_view value) {
+  for (const Shared& shared : shared_) {
+    if (shared.text != text || shared.value != value) continue;
+    BeginObject();
+    Put(shared.index < 256 ? 'h' : 'j');
+    PutLittleEndian(shared.index, shared.index < 256 ? 1 : 4);
+    return true;
+  }
+  shared_.push_back({text, value, memo_count_});
+  return false;
+}
 
-void PickleWriter::Text(std::string_view value) { Payload(0x8c, 'X', AsSpan(value)); }
+void PickleWriter::Bytes(std::span<const std::uint8_t> value) {
+  if (value.size() <= 1 && WroteBefore(false, {reinterpret_cast<const char*>(value.data()), value.size()}))
+    return;
+  Payload('C', 'B', value);
+}
+
+void PickleWriter::Text(std::string_view value) {
+  if (IsOneObject(value) && WroteBefore(true, value)) return;
+  Payload(0x8c, 'X', AsSpan(value));
+}
 
 void PickleWriter::Tag(std::string_view value) {
-  for (const auto& [tag, index] : tags_) {
-    if (tag != value) continue;
-    BeginObject();
-    Put(index < 256 ? 'h' : 'j');
-    PutLittleEndian(index, index < 256 ? 1 : 4);
-    return;
-  }
-  tags_.emplace_back(value, memo_count_);
-  Text(value);
+  if (!WroteBefore(true, value)) Payload(0x8c, 'X', AsSpan(value));
 }
 
 void PickleWriter::BeginTuple(std::size_t size) {

@@ -2,7 +2,9 @@
 // reaches.
 //
 // A writer fills a buffer that its caller has sized with SizeBound(); it checks nothing. Pickle output equals
-// CPython's pickle.dumps(obj, protocol=5) byte for byte, frames included; CBOR output equals cbor2.dumps(obj,
+// CPython's pickle.dumps(obj, protocol=5) byte for byte, frames included, of an object whose texts and bytes
+// each are an object of their own; except that tags are one object, and, as in every CPython, the empty text
+// and bytes, single bytes and single characters up to U+00FF. CBOR output equals cbor2.dumps(obj,
 // canonical=True).
 #ifndef SRC_HASH_SERIALIZE_H_
 #define SRC_HASH_SERIALIZE_H_
@@ -80,6 +82,9 @@ class PickleWriter {
     Put(0x94);
     ++memo_count_;
   }
+  // Refers back to a text or bytes that is one object however often it occurs; false, and remembers it, at
+  // its first occurrence.
+  bool WroteBefore(bool text, std::string_view value);
   void Payload(std::uint8_t short_opcode, std::uint8_t long_opcode, std::span<const std::uint8_t> data);
   void PutInt(std::int64_t value);
 
@@ -87,7 +92,12 @@ class PickleWriter {
   std::uint8_t* p_;
   std::uint8_t* frame_ = nullptr;  // header of the open frame
   std::uint32_t memo_count_ = 0;
-  std::vector<std::pair<std::string_view, std::uint32_t>> tags_;  // memo index of each tag written
+  struct Shared {
+    bool text;  // else bytes
+    std::string_view value;
+    std::uint32_t index;  // in the memo
+  };
+  std::vector<Shared> shared_;
 };
 
 class CborWriter {

@@ -33,6 +33,8 @@ struct KvEventIngestor::Impl {
   Impl(index::PrefixIndex& prefix_index, const IngestOptions& ingest_options)
       : index(prefix_index), options(ingest_options) {}
 
+  // One made by hand, with keys of its own: the ingestor's have a key space of their model.
+  bool HasForeignHolder(std::string_view endpoint) const;
   void AdoptHolders(PublisherId id, Publisher& publisher);
   // Finds the holder or makes it; null when there is no room for it. `owner` is its owner then.
   std::optional<HolderId> HolderFor(const Source& source, std::string_view tier, const Owner*& owner);
@@ -208,6 +210,14 @@ void KvEventIngestor::Impl::ClearOwner(Publisher& publisher, const Owner& owner)
   counters.orphans_dropped += publisher.orphans.DropRank(owner.rank);
 }
 
+bool KvEventIngestor::Impl::HasForeignHolder(std::string_view endpoint) const {
+  bool found = false;
+  index.ForEachHolder([&](HolderId, const index::HolderOptions& holder) {
+    found |= holder.endpoint == endpoint && holder.key_space == 0;
+  });
+  return found;
+}
+
 void KvEventIngestor::Impl::AdoptHolders(PublisherId id, Publisher& publisher) {
   std::vector<std::pair<HolderId, index::HolderOptions>> found;
   index.ForEachHolder([&](HolderId holder, const index::HolderOptions& holder_options) {
@@ -238,6 +248,10 @@ absl::StatusOr<PublisherId> KvEventIngestor::AddPublisher(const PublisherOptions
     return absl::ResourceExhaustedError(absl::StrCat("publisher: endpoint \"", options.endpoint,
                                                      "\" would exceed max_publishers ",
                                                      impl_->options.max_publishers));
+  }
+  if (impl_->HasForeignHolder(options.endpoint)) {
+    return absl::AlreadyExistsError(absl::StrCat("publisher: endpoint \"", options.endpoint,
+                                                 "\" has a holder that no ingestor made; retire it first"));
   }
   const PublisherId id = impl_->next_id++;
   auto publisher = std::make_unique<Publisher>(options, impl_->options.max_orphan_blocks);

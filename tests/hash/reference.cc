@@ -13,7 +13,7 @@ struct Pickle {
   std::string frame;
   bool open = false;
   std::uint32_t memo = 0;
-  std::map<std::string, std::uint32_t> tags;
+  std::map<std::pair<char, std::string>, std::uint32_t> once;  // memo index by opcode and value
 
   void Write(const std::string& data) {
     open = true;
@@ -61,6 +61,13 @@ struct Pickle {
     }
     Memoize();
   }
+  // One object however often it occurs.
+  void Once(char short_opcode, char long_opcode, const std::string& data) {
+    const auto [it, first] = once.try_emplace({short_opcode, data}, memo);
+    if (first) return Data(short_opcode, long_opcode, data);
+    BeforeObject();
+    Write(it->second < 256 ? "h" + LittleEndian(it->second, 1) : "j" + LittleEndian(it->second, 4));
+  }
   void Key(const ExtraKey& key) {
     switch (key.kind) {
       case ExtraKey::Kind::kNone:
@@ -68,17 +75,15 @@ struct Pickle {
       case ExtraKey::Kind::kInt:
         return Int(key.number);
       case ExtraKey::Kind::kText:
+        // CPython's own objects: the empty text and the characters up to U+00FF.
+        if (key.text.size() < 2 || (key.text.size() == 2 && (key.text[0] & '\xfc') == '\xc0'))
+          return Once('\x8c', 'X', key.text);
         return Data('\x8c', 'X', key.text);
       case ExtraKey::Kind::kBytes:
+        if (key.text.size() < 2) return Once('C', 'B', key.text);
         return Data('C', 'B', key.text);
       case ExtraKey::Kind::kTag:
-        if (!tags.contains(key.text)) {
-          tags[key.text] = memo;
-          return Data('\x8c', 'X', key.text);
-        }
-        BeforeObject();
-        return Write(tags[key.text] < 256 ? "h" + LittleEndian(tags[key.text], 1)
-                                          : "j" + LittleEndian(tags[key.text], 4));
+        return Once('\x8c', 'X', key.text);
       case ExtraKey::Kind::kTuple:
         return Tuple(key.items);
     }
@@ -170,6 +175,7 @@ ExtraKeys RandomExtraKeys(Random& random) {
       case 1:
         return ExtraKey::Int(static_cast<std::int64_t>(random.Next()) >> random.Below(64));
       case 2:
+        if (random.Chance(0.1)) return ExtraKey::Text(random.Chance(0.5) ? "\xc3\xa9" : "\xc4\x80");
         return ExtraKey::Text(std::string(length, 'x'));
       case 3:
         return ExtraKey::Bytes(std::string(length, '\x80'));

@@ -310,6 +310,16 @@ TEST_F(IngestTest, PublishersAreChecked) {
             absl::StatusCode::kResourceExhausted);
 }
 
+TEST_F(IngestTest, HoldersOfOthersAreLeftAlone) {
+  const index::HolderId mine = *index_->AddHolder({.endpoint = "a:1"});
+  const absl::Status status = ingestor_->AddPublisher({.endpoint = "a:1"}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists);
+  EXPECT_THAT(status.message(), ::testing::HasSubstr("no ingestor made"));
+  EXPECT_NE(index_->GetHolder(mine), nullptr);
+  index_->Retire(mine);
+  Add("a:1");
+}
+
 TEST_F(IngestTest, HoldersAreBoundedByPublisherAndIndex) {
   Restart({.max_holders = 2}, {.max_bytes = 64 << 20, .max_holders = 3});
   const PublisherId pod = Add("a:1");

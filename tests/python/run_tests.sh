@@ -21,4 +21,5 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
   cp "$here/requirements.txt" "$venv/installed.txt"
 fi
 flock -u 9
-PYTHONPATH=$packages exec "$venv/bin/python" -m pytest -q -p no:cacheprovider "$here" "$@"
+# LLMD_PRELOAD: libraries to start the interpreter with; see scripts/python_sanitizers.sh.
+PYTHONPATH=$packages LD_PRELOAD=${LLMD_PRELOAD:-} exec "$venv/bin/python" -m pytest -q -p no:cacheprovider "$here" "$@"

@@ -250,9 +250,9 @@ def test_bad_tokens_name_the_argument(tokens):
 
 
 def test_prefix_sources_are_checked():
-    with pytest.raises(llmd.FailedPreconditionError, match="no index as prefix source 0"):
+    with pytest.raises(llmd.FailedPreconditionError, match="no index as prefix source 0; give `exact=`"):
         precise()
-    with pytest.raises(TypeError, match="prefix_sources"):
+    with pytest.raises(TypeError, match="exact is of type object"):
         precise(exact=object())
 
 

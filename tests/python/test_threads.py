@@ -9,6 +9,7 @@ import pytest
 import llmd.events as le
 import llmd.hash as lh
 import llmd.index as li
+import llmd.sched as ls
 import llmd.worker as lw
 
 
@@ -85,6 +86,29 @@ def test_more_threads_than_readers_are_kept():
     for _ in range(20):  # 1280 threads in all, beyond the number of readers that an index has room for
         in_threads(64, lambda i: [index.match(ns, keys[: 1 + i * 20]).depth(pod) for _ in range(3)])
     assert index.match(ns, keys).depth(pod) == 1999
+
+
+def test_decisions_that_wait_hold_no_readers():
+    """1536 matchers of one index, more than it has room for readers: four producers in each of 64 decisions of six
+    schedulers."""
+    index, pool, plugins = li.PrefixIndex(), ls.EndpointPool(), []
+    pool.bind_holder(index.add_holder("h:1"), pool.add("a", "h", 1))
+    for i in range(4):
+        name = f"producer-{i}"
+        plugins.append({"type": "precise-prefix-cache-producer", "name": name})
+        parameters = {"prefixMatchInfoProducerName": name}
+        plugins.append({"type": "prefix-cache-scorer", "name": f"scorer-{i}", "parameters": parameters})
+    schedulers = [ls.Scheduler(ls.make_config(plugins), exact=index) for _ in range(6)]
+    request = schedulers[0].request(list(range(64)), model="m")
+    decisions = [scheduler.schedule(request, pool) for scheduler in schedulers for _ in range(64)]
+
+    def work(i):
+        for scheduler in schedulers:
+            decisions.append(scheduler.schedule(request, pool))
+
+    in_threads(64, work)
+    for decision in decisions[-64:]:
+        assert decision.explanation.profiles["default"].scores_of("scorer-3") == {"a": 0.0}
 
 
 def test_one_stream_one_chain_one_manager():

@@ -107,7 +107,7 @@ def test_pool():
         pool.get_new_blocks(4)
     with pytest.raises(ValueError, match="block id 9 is out of range"):
         pool.touch([9])
-    with pytest.raises(ValueError, match="block_id is 5, the pool has 5 blocks"):
+    with pytest.raises(ValueError, match="block is 5, the pool has 5 blocks"):
         pool.block_state(5)
     pool.free_blocks([2])
     assert pool.reset()

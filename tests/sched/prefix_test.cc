@@ -3,6 +3,7 @@
 
 #include <gmock/gmock.h>
 
+#include "llmd/sched/prefix_plan.h"
 #include "tests/sched/sched_test_util.h"
 
 namespace llmd::sched {
@@ -155,6 +156,21 @@ TEST_F(PrefixTest, ApproximateSizes) {
   EXPECT_EQ(parse(Parameters({{"blockSize", 128}, {"blockSizeTokens", 256}}))->block_size, 256);
   EXPECT_FALSE(parse(Parameters({{"autoTune", false}, {"blockSizeTokens", 0}})).ok());
   EXPECT_TRUE(parse(Parameters({{"autoTune", true}, {"blockSizeTokens", 0}})).ok());
+}
+
+TEST_F(PrefixTest, PlansSayWhichChainsAreWanted) {
+  SchedulerConfig config;
+  config.plugins = {{.type = "queue-scorer"}};
+  EXPECT_FALSE(PrefixPlan::From(config)->wants_tokens());
+  config.plugins.push_back({.name = "p", .type = "precise-prefix-cache-producer"});
+  config.plugins.push_back(
+      {.type = "approx-prefix-cache-producer", .parameters = Parameters({{"blockSizeTokens", 256}})});
+  const PrefixPlan plan = *PrefixPlan::From(config);
+  EXPECT_TRUE(plan.wants_tokens());
+  EXPECT_EQ(plan.precise->block_size, 16);
+  EXPECT_EQ(plan.approx->block_size, 256);
+  config.plugins.back().parameters = Parameters({{"blockSizeTokens", "x"}});
+  EXPECT_EQ(PrefixPlan::From(config).status().code(), absl::StatusCode::kInvalidArgument);
 }
 
 TEST_F(PrefixTest, ProducersNeedAnIndex) {

@@ -109,8 +109,8 @@ class KvEventIngestor {
   using HolderCallback = std::function<void(PublisherId, index::HolderId, const index::HolderOptions&)>;
   void SetHolderCallback(HolderCallback callback);
 
-  // InvalidArgument for an empty endpoint, AlreadyExists for a known one, ResourceExhausted over
-  // max_publishers.
+  // InvalidArgument for an empty endpoint, AlreadyExists for a known one and for one that has a holder in key
+  // space 0, which somebody else made; ResourceExhausted over max_publishers.
   absl::StatusOr<PublisherId> AddPublisher(const PublisherOptions& options);
 
   // Applies the events of one batch in order, each at most once: a batch that is replayed must not be given

@@ -7,7 +7,7 @@ option(LLMD_BUILD_FUZZERS "Build the libFuzzer targets (clang only)" OFF)
 option(LLMD_WERROR "Treat compiler warnings as errors" ${PROJECT_IS_TOP_LEVEL})
 set(LLMD_GATEWAY AUTO CACHE STRING "The gateway component: AUTO (when Protobuf and simdjson are found), ON or OFF")
 set_property(CACHE LLMD_GATEWAY PROPERTY STRINGS AUTO ON OFF)
-set(LLMD_PYTHON OFF CACHE STRING "The Python module: AUTO (when Python and pybind11 are found), ON or OFF")
+set(LLMD_PYTHON AUTO CACHE STRING "The Python module: AUTO (when Python and pybind11 are found), ON or OFF")
 set_property(CACHE LLMD_PYTHON PROPERTY STRINGS AUTO ON OFF)
 set(LLMD_SANITIZE "" CACHE STRING "Sanitizers to build with, e.g. address,undefined or thread")
 

@@ -35,7 +35,7 @@ test: packages
 	ctest --preset dev -j "$$(nproc)"
 
 wheel: packages
-	scripts/wheel.sh --output dist $(if $(PYTHON),--python $(PYTHON))
+	scripts/wheel.sh --setting cmake.define.LLMD_WERROR=ON $(if $(PYTHON),--python $(PYTHON))
 
 bench: packages
 	cmake --preset release

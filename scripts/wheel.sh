@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: wheel.sh [--output FOLDER] [--work FOLDER] [--python PYTHON]... [--setting KEY=VALUE]...
 # Makes the Python package's source archive, and of it a manylinux wheel for each CPython 3.10 to 3.13 that is found (or for
-# the named ones), with the third-party libraries inside. --setting goes to scikit-build-core. What is in FOLDER stays there.
+# the named ones), with the third-party libraries inside, and tests them. --setting goes to scikit-build-core.
 # Exit status 77 when the tools cannot be installed. An ccache on the path is used.
 set -euo pipefail
 root=$(cd "$(dirname "$0")/.." && pwd)
@@ -17,6 +17,7 @@ while [ $# -gt 0 ]; do
   shift 2
 done
 export CCACHE_BASEDIR=${CCACHE_BASEDIR:-$root} CCACHE_NOHASHDIR=1
+export CXX=${CXX:-c++} # as CMake would choose; scikit-build-core would take the one that made the interpreter
 
 # Prints the path and version of an interpreter that extensions can be made for; else says why not, and fails.
 inspect() {
@@ -72,6 +73,7 @@ if [ -e "$(c++ -print-file-name=libcrypto.a)" ]; then
 fi
 
 mkdir -p "$work" "$output"
+work=$(cd "$work" && pwd) output=$(cd "$output" && pwd)
 source=
 for python in "${pythons[@]}"; do
   if ! found=$(inspect "$python" 2>&1); then
@@ -108,6 +110,8 @@ for python in "${pythons[@]}"; do
     { tail -n 20 "$work/repair.log" >&2; exit 1; }
   for wheel in "$work"/repaired/*.whl; do
     "$tools/bin/python" "$root/scripts/private_symbols.py" "$wheel" "$output"
-    "$tools/bin/python" "$root/scripts/check_wheel.py" "$output/$(basename "$wheel")"
+    wheel=$output/$(basename "$wheel")
+    "$tools/bin/python" "$root/scripts/check_wheel.py" "$wheel"
+    "$root/tests/python/install_test.sh" "$python" "$wheel" "$work"
   done
 done

@@ -11,7 +11,7 @@ REPLAY = build/release/examples/trace_replay/trace_replay
 export CCACHE_BASEDIR ?= $(CURDIR)
 export CCACHE_NOHASHDIR ?= 1
 
-.PHONY: help demo test wheel fuzz bench format packages checks-packages
+.PHONY: help demo test wheel fuzz bench format packages checks-packages python-tools
 .NOTPARALLEL:
 
 help:
@@ -29,7 +29,7 @@ demo: packages
 	$(REPLAY) --trace $(TRACE) --endpoints 8
 	scripts/demo.sh $(if $(KEEP),--keep)
 
-test: packages
+test: packages python-tools
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev -j "$$(nproc)"
@@ -50,6 +50,9 @@ fuzz: packages checks-packages
 format: checks-packages
 	scripts/format.sh
 
+# Without a package index the tests go on without the Python package.
+python-tools:
+	@scripts/python_tools.sh python3 >/dev/null || [ $$? -eq 77 ]
 packages:
 	@scripts/install_packages.sh build
 checks-packages:

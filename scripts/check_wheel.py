@@ -7,6 +7,7 @@ It has a manylinux tag, no more than 25 MB, every library that it needs beyond t
 another library in the process could take for its own, or be taken for.
 """
 
+import io
 import pathlib
 import re
 import sys
@@ -20,7 +21,7 @@ SYSTEM = re.compile(r"(libc|libm|libz|libpthread|libdl|librt|libstdc\+\+|libgcc_
 
 
 def binaries(archive):
-    return [(name, ELFFile(archive.open(name))) for name in archive.namelist() if re.search(r"\.so(\.|$)", name)]
+    return [(name, ELFFile(io.BytesIO(archive.read(name)))) for name in archive.namelist() if re.search(r"\.so(\.|$)", name)]
 
 
 def tags(elf, tag):

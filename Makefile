@@ -2,17 +2,23 @@
 # TRACE=FILE      the trace of requests, in the Mooncake schema, that the demo replays
 # KEEP=1          leaves the demo's gateway and status page running until Ctrl-C
 # FUZZ_SECONDS=N  time for each fuzz target
+# PYTHON=PATH     the one interpreter that `make wheel` makes a wheel for
 TRACE ?= examples/trace_replay/traces/mooncake_conversation_trace.jsonl
 FUZZ_SECONDS ?= 60
 REPLAY = build/release/examples/trace_replay/trace_replay
 
-.PHONY: help demo test docs fuzz bench format packages checks-packages
+# The wheel's test compiles in a folder of its own what the dev build has compiled: so the compiler cache finds it.
+export CCACHE_BASEDIR ?= $(CURDIR)
+export CCACHE_NOHASHDIR ?= 1
+
+.PHONY: help demo test wheel docs fuzz bench format packages checks-packages python-tools
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), then gateway, workers and Envoy at work;"
 	@echo "             KEEP=1 leaves them running, with a status page"
 	@echo "make test    build and run the tests"
+	@echo "make wheel   wheels of the Python package into dist/, for each CPython 3.10 to 3.13 that is found"
 	@echo "make docs    build the reference of the Python package into build/python-docs/site"
 	@echo "make bench   run the benchmarks into bench/results/"
 	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
@@ -24,10 +30,13 @@ demo: packages
 	$(REPLAY) --trace $(TRACE) --endpoints 8
 	scripts/demo.sh $(if $(KEEP),--keep)
 
-test: packages
+test: packages python-tools
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev -j "$$(nproc)"
+
+wheel: packages
+	scripts/wheel.sh --setting cmake.define.LLMD_WERROR=ON $(if $(PYTHON),--python $(PYTHON))
 
 docs:
 	scripts/python_docs.sh build/python-docs
@@ -45,6 +54,9 @@ fuzz: packages checks-packages
 format: checks-packages
 	scripts/format.sh
 
+# Without a package index the tests go on without the Python package.
+python-tools:
+	@scripts/python_tools.sh python3 >/dev/null || [ $$? -eq 77 ]
 packages:
 	@scripts/install_packages.sh build
 checks-packages:

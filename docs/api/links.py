@@ -1,6 +1,7 @@
 """Names in single backticks become links, as in the docstrings of NumPy, where they name something public of the package."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import griffe
@@ -23,23 +24,29 @@ class Links(griffe.Extension):
             for name in self._members[module.path]:
                 member = module.members.get(name)
                 if member is not None:
-                    self._public[member.target_path if member.is_alias else member.path] = f"{module.path}.{name}"
-        self._rewrite_all(pkg, pkg.path)
+                    defined = member.target_path if isinstance(member, griffe.Alias) else member.path
+                    self._public[defined] = f"{module.path}.{name}"
+        self._visit(pkg, pkg.path, self._remember)
+        self._visit(pkg, pkg.path, self._rewrite)
 
     def _modules(self, module: griffe.Module) -> list[griffe.Module]:
-        below = [m for m in module.members.values() if not m.is_alias and m.is_module]
+        below = [member for member in module.members.values() if isinstance(member, griffe.Module)]
         return [module, *(inner for m in below for inner in self._modules(m))]
 
-    def _rewrite_all(self, item: griffe.Object, shown: str) -> None:
+    def _visit(self, item: griffe.Object, shown: str, action: Callable[[griffe.Object, str], None]) -> None:
+        action(item, shown)
+        for name, member in item.members.items():
+            if not isinstance(member, griffe.Alias):
+                self._visit(member, self._public.get(member.path, f"{shown}.{name}"), action)
+
+    def _remember(self, item: griffe.Object, shown: str) -> None:
+        if item.is_class:
+            public = {name for name in item.members if not name.startswith("_")}
+            self._members[shown] = {name for name in public if item.members[name].has_docstring}
+
+    def _rewrite(self, item: griffe.Object, shown: str) -> None:
         if item.docstring:
             item.docstring.value = NAME.sub(lambda match: self._link(match, shown), item.docstring.value)
-        if item.is_class:
-            self._members[shown] = {
-                name for name, member in item.members.items() if not name.startswith("_") and member.has_docstring
-            }
-        for name, member in item.members.items():
-            if not member.is_alias:
-                self._rewrite_all(member, self._public.get(member.path, f"{shown}.{name}"))
 
     def _link(self, match: re.Match[str], shown: str) -> str:
         name = match[1]

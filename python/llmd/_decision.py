@@ -12,6 +12,7 @@ import numpy as np
 from llmd._core import Endpoint
 from llmd._plugins import Floats, PluginCost, PluginError, costs_of
 from llmd._pool import _at
+from llmd.errors import NotFoundError
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ class ProfileExplanation:
 
         Raises
         ------
-        KeyError
+        NotFoundError
             When no scorer of that name ran.
         """
         names = [name for name, _ in self.scorers]
         if scorer not in names:
-            raise KeyError(f"no scorer {scorer!r} ran, only {names}")
+            raise NotFoundError(f"no scorer {scorer!r} ran, only {names}")
         row = self.raw[names.index(scorer)]
         return {e.name: float(v) for e, v in zip(self.endpoints, row, strict=True) if not np.isnan(v)}
 

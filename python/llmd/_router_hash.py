@@ -31,10 +31,11 @@ class RequestKeyHasher:
     True
     """
 
-    __slots__ = ("_core",)
+    __slots__ = ("_core", "_repr")
 
     def __init__(self, algorithm: str = "cbor-fnv", *, seed: str = "", block_size: int = 16) -> None:
         self._core = _core.RequestKeyHasher(algorithm, seed, block_size)
+        self._repr = f"RequestKeyHasher({algorithm!r}, seed={seed!r}, block_size={block_size})"
 
     def root(self, model_or_lora: str) -> int:
         """Parent of a first block. A LoRA adapter's name replaces the model's."""
@@ -58,6 +59,9 @@ class RequestKeyHasher:
         ndarray of uint64, shape (n // block_size,)
         """
         return self._core.hash_blocks(tokens, parent, None if extra is None else listed(extra, "extra"))
+
+    def __repr__(self) -> str:
+        return self._repr
 
 
 def extra_strings(extras: RequestExtras, *, block_size: int, count: int) -> list[tuple[str, ...]]:

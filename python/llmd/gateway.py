@@ -405,6 +405,11 @@ class EngineMetricsReader:
     first_rank_alone
         Of an engine with data-parallel ranks, reads the first one's series instead of adding them up.
 
+    Raises
+    ------
+    ValueError
+        For an unknown engine, or bad parameters.
+
     Examples
     --------
     >>> reader = EngineMetricsReader()
@@ -420,12 +425,15 @@ class EngineMetricsReader:
         labels: Mapping[str, str] | None = None,
         first_rank_alone: bool = False,
     ) -> None:
+        chosen = engine if labels is None else None
         if labels is None:
             key = mapped(parameters or {}, "parameters").get("engineLabelKey", "llm-d.ai/engine-type")
             labels = {key: engine}
         self._core = _core.EngineMetricsReader(
             mapped(labels, "labels"), None if parameters is None else mapped(parameters, "parameters"), first_rank_alone
         )
+        if chosen is not None and self.engine != chosen:  # labels of an unknown engine mean the default one
+            raise ValueError(f"engine is {chosen!r}, wanted one that is known or in parameters")
 
     @property
     def engine(self) -> str:

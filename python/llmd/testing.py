@@ -24,6 +24,7 @@ import numpy as np
 
 from llmd import _core
 from llmd._core import NamespaceId
+from llmd.errors import NotFoundError
 from llmd.sched import (
     APPROXIMATE,
     EXACT,
@@ -214,7 +215,7 @@ class Outcome:
         if name is None:
             name = next(iter(profiles))  # the request was refused
         if name not in profiles:
-            raise KeyError(f"no profile {name!r}, only {list(profiles)}")
+            raise NotFoundError(f"no profile {name!r}, only {list(profiles)}")
         return profiles[name]
 
     def __eq__(self, other: object) -> bool:
@@ -587,7 +588,7 @@ class TestBed:
 
     def _known(self, name: str) -> str:
         if name not in self._endpoints:
-            raise KeyError(f"no endpoint is named {name!r}, only {list(self._endpoints)}")
+            raise NotFoundError(f"no endpoint is named {name!r}, only {list(self._endpoints)}")
         return name
 
     def _new_holder(self) -> tuple[int, int]:

@@ -148,6 +148,9 @@ def test_metrics_pages():
     with pytest.raises(llmd.NotFoundError):
         reader.update(PAGE, pool, handle)
     assert gateway.EngineMetricsReader("sglang").engine == "sglang"
+    with pytest.raises(ValueError, match="engine is 'sgLang'"):
+        gateway.EngineMetricsReader("sgLang")
+    assert gateway.EngineMetricsReader(labels={"llm-d.ai/engine-type": "sgLang"}).engine == "vllm"
     with pytest.raises(ValueError, match="engineConfigs is an integer"):
         gateway.EngineMetricsReader(parameters={"engineConfigs": 5})
 

@@ -6,13 +6,14 @@ TRACE ?= examples/trace_replay/traces/mooncake_conversation_trace.jsonl
 FUZZ_SECONDS ?= 60
 REPLAY = build/release/examples/trace_replay/trace_replay
 
-.PHONY: help demo test fuzz bench format packages checks-packages
+.PHONY: help demo test test-vllm fuzz bench format packages checks-packages
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), then gateway, workers and Envoy at work;"
 	@echo "             KEEP=1 leaves them running, with a status page"
 	@echo "make test    build and run the tests"
+	@echo "make test-vllm  test the Python package against real releases of vLLM (4 GB to download, once)"
 	@echo "make bench   run the benchmarks into bench/results/"
 	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
 	@echo "make format  format the sources"
@@ -27,6 +28,11 @@ test: packages
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev -j "$$(nproc)"
+
+test-vllm: packages
+	cmake --preset dev -D LLMD_PYTHON=ON
+	cmake --build --preset dev --target llmd_python_files
+	LLMD_TEST_VLLM=1 scripts/test_vllm.sh python3 build/vllm-venv build/dev/python
 
 bench: packages
 	cmake --preset release

@@ -95,6 +95,8 @@ for release in "${releases[@]}"; do
   run "$version" "$venv/releases/$version:$site" "$tests/test_hashing.py" "$tests/test_publisher.py" "$@"
 done
 run "${engine#*==}" "$site" "$tests" "$@"
+echo "==== speed"
+PYTHONPATH=$site "$venv/bin/python" "$root/bench/python/vllm_hash_speed.py" 2>"$venv/speed.log" || failed+=("speed")
 if [ "${#failed[@]}" -ne 0 ]; then
   echo "failed with vLLM ${failed[*]}" >&2
   exit 1

@@ -75,16 +75,15 @@ def test_requests_hash_the_same(name, block_size, monkeypatch):
     for (spec, generated), want in zip(cases, expected, strict=True):
         assert real_requests.hashes(spec, ours, generated) == want, spec
 
-    # Requests of text do not come to vLLM's hash function at all.
-    def refuse(value):
-        raise AssertionError("vLLM's function was called")
+    # vLLM's functions have no part in the hashes of text.
+    def refuse(*_):
+        raise AssertionError("vLLM's loop over the blocks was used")
 
-    function_calls = []
-    monkeypatch.setattr(hashing, "_has_extra_keys", lambda *_: function_calls.append(1) or False)
-    for (spec, generated), want in zip(cases, expected, strict=True):
-        if spec.plain:
-            assert real_requests.hashes(spec, ours, generated) == want
-    assert function_calls
+    with monkeypatch.context() as patched:
+        patched.setattr(utils, "hash_block_tokens", refuse)
+        for (spec, generated), want in zip(cases, expected, strict=True):
+            if spec.plain:
+                assert real_requests.hashes(spec, ours, generated) == want
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,6 +151,27 @@ def test_a_request_hash_of_ours_that_differs_is_not_used(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, "llmd.vllm"):
         assert not is_ours(engine_core.get_request_block_hasher(16, function))
     assert "sha256 hashes stay in place" in caplog.text
+
+
+def test_extra_keys_that_hash_otherwise_stay_with_a_warning(monkeypatch, caplog):
+    load()
+    real = hashing._hasher
+
+    class Wrong:
+        def __init__(self, *arguments):
+            self.hasher = real(*arguments)
+
+        def hash_blocks(self, tokens, parent, keys):
+            return self.hasher.hash_blocks(tokens, parent, keys and [None] * len(keys))
+
+    function = function_of("sha256_cbor")
+    monkeypatch.setattr(hashing, "_hasher", Wrong)
+    with caplog.at_level(logging.WARNING, "llmd.vllm"):
+        ours = engine_core.get_request_block_hasher(16, function)
+    assert "blocks with extra keys stay in place" in caplog.text and is_ours(ours)
+    theirs = ORIGINALS[1](16, function)
+    for spec, generated in real_requests.random_cases(4, 40, 16):
+        assert real_requests.hashes(spec, ours, generated) == real_requests.hashes(spec, theirs, generated)
 
 
 def test_nothing_is_replaced_when_all_differ(monkeypatch, caplog):

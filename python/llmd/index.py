@@ -411,11 +411,11 @@ class KvEventIngestor:
         model : str
             The model part of the topic; requests must use the same text.
         gpu_removal : {"set", "refcount"}
-            Of its holders in GPU memory; see `Holder`. vLLM announces each physical copy of a block and the removal
-            of each: with "refcount" the index predicts its cache hits exactly, with "set" it forgets a block of two
-            copies too early. Where requests ask vLLM to announce reused blocks too (``kv_cache_report_mode`` "full"),
-            "refcount" would never forget them. Other tiers count. Holders that the index has from a snapshot keep
-            theirs.
+            Of its holders in GPU memory; see `Holder`. vLLM announces each physical copy of a
+            block and the removal of each: with "refcount" the index predicts its cache hits
+            exactly, with "set" it forgets a block of two copies too early. Where requests ask vLLM
+            to announce reused blocks too (``kv_cache_report_mode`` "full"), "refcount" would never
+            forget them. Other tiers count. Holders that the index has from a snapshot keep theirs.
 
         Raises
         ------

@@ -127,9 +127,8 @@ TEST_F(IngestTest, ReannouncedBlocksGoWithOneRemovalOnTheGpu) {
 }
 
 TEST_F(IngestTest, CopiesOnTheGpuAreCountedWhereThePublisherSaysSo) {
-  const PublisherId pod = *ingestor_->AddPublisher({.endpoint = "a:1",
-                                                    .model = std::string(kModel),
-                                                    .gpu_removal = index::RemovalPolicy::kRefcount});
+  const PublisherId pod = *ingestor_->AddPublisher(
+      {.endpoint = "a:1", .model = std::string(kModel), .gpu_removal = index::RemovalPolicy::kRefcount});
   StoreRun(pod, 100, 1, 2);
   StoreRun(pod, 100, 1, 2);
   Remove(pod, {101});

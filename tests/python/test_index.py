@@ -249,7 +249,8 @@ def test_copies_in_gpu_memory(policy, left):
     stored = le.block_stored([1, 2], tokens=range(8), block_size=4)
     feed.apply(pod, le.encode([stored, stored, le.block_removed([2])], timestamp=0))
     chain = lh.content_keys(list(range(8)), block_size=4)
-    assert index.by_endpoint(index.match(li.request_namespace("m", block_size=4), chain)) == {"a:1": left}
+    match = index.match(li.request_namespace("m", block_size=4), chain)
+    assert index.by_endpoint(match) == {"a:1": left}
     with pytest.raises(ValueError, match='gpu_removal is "copies", not "set" or "refcount"'):
         feed.add_publisher("b:1", model="m", gpu_removal="copies")
 

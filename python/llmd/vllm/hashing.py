@@ -6,9 +6,10 @@ algorithm is compared with vLLM's own function first, on blocks of many shapes; 
 this vLLM does not have, stays vLLM's, with a warning if it differs. A request's hasher is compared once more when it
 is made, with the engine's own first parent.
 
-Extra keys of blocks (LoRA, multimodal items, salts, prompt embeddings, tokens ahead) are made by vLLM's own functions,
-which differ between releases. With a CBOR algorithm the blocks are then hashed here; with pickle, whose bytes depend on
-which of the keys are one object, by vLLM. So are tokens that do not fit 32 bits.
+Extra keys of blocks (LoRA, multimodal items, salts, prompt embeddings, tokens ahead) are made by
+vLLM's own functions, which differ between releases. With a CBOR algorithm the blocks are then
+hashed here; with pickle, whose bytes depend on which of the keys are one object, by vLLM. So are
+tokens that do not fit 32 bits.
 
 The environment variable ``LLMD_VLLM_HASHING=0`` leaves vLLM as it is.
 """
@@ -85,7 +86,8 @@ class _Probe:
             identifier = "0123456789abcdef" * 4
             # The same picture twice, then another.
             for i, name in enumerate((identifier, identifier, identifier[::-1])):
-                self.mm_features.append(_ProbeItem(name, _ProbePosition(1 + i * (length + 1), length)))
+                position = _ProbePosition(1 + i * (length + 1), length)
+                self.mm_features.append(_ProbeItem(name, position))
             self.mm_positions = [item.mm_position for item in self.mm_features]
             self.mm_hashes = [item.identifier for item in self.mm_features]
             self.mm_inputs = [None] * len(self.mm_features)
@@ -145,7 +147,8 @@ def _requests_differ(
                 return f"{what} of {count} tokens"
         tokens = _tokens(5 * block_size, 2)
         begin = list(original(_Probe(tokens[: 2 * block_size], [], extras)))
-        if list(original(_Probe(tokens, begin, extras))) != list(ours(_Probe(tokens, begin, extras))):
+        theirs = original(_Probe(tokens, begin, extras))
+        if list(theirs) != list(ours(_Probe(tokens, begin, extras))):
             return f"{what} that is continued"
     except Exception as error:  # this vLLM reads what a probe does not have
         return f"the comparison failed ({what}): {error!r}"
@@ -243,7 +246,8 @@ def _make_get_request_block_hasher(
 
         with_keys = name.endswith("_cbor")
         try:
-            all_have_keys = any(extra_keys_of(_Probe(_tokens(4 * block_size, 0), [])))  # tokens ahead, say
+            # Tokens ahead, say.
+            all_have_keys = any(extra_keys_of(_Probe(_tokens(4 * block_size, 0), [])))
         except Exception:
             all_have_keys = True
         difference = _requests_differ(theirs, request_block_hasher, block_size, extras=False)
@@ -253,7 +257,9 @@ def _make_get_request_block_hasher(
         if with_keys:
             difference = _requests_differ(theirs, request_block_hasher, block_size, extras=True)
         if difference is not None:
-            logger.warning("llmd: vLLM's %s hashes of blocks with extra keys stay in place, %s", name, difference)
+            logger.warning(
+                "llmd: vLLM's %s hashes of blocks with extra keys stay in place, %s", name, difference
+            )
             with_keys = False
         logger.info("llmd: %s block hashes of requests are made in C++", name)
         return request_block_hasher

@@ -1,10 +1,12 @@
 """vLLM's block hashes in C++.
 
-`install` replaces ``hash_block_tokens`` and ``get_request_block_hasher`` of ``vllm.v1.core.kv_cache_utils`` by
-functions that call `llmd.hash.VllmHasher` for the algorithms sha256, sha256_cbor, xxhash and xxhash_cbor. Every
-algorithm is compared with vLLM's own function first, on blocks of many shapes; one that gives another hash, or that
-this vLLM does not have, stays vLLM's, with a warning if it differs. A request's hasher is compared once more when it
-is made, with the engine's own first parent.
+`install` replaces ``hash_block_tokens`` and ``get_request_block_hasher`` of
+``vllm.v1.core.kv_cache_utils``, there and in every module of vLLM that has imported them by name
+(``vllm.v1.engine.core`` in releases 0.10.2 to 0.33.0), by functions that call
+`llmd.hash.VllmHasher` for the algorithms sha256, sha256_cbor, xxhash and xxhash_cbor. Every
+algorithm is compared with vLLM's own function first, on blocks of many shapes; one that gives
+another hash, or that this vLLM does not have, stays vLLM's, with a warning if it differs. A
+request's hasher is compared once more when it is made, with the engine's own first parent.
 
 Extra keys of blocks (LoRA, multimodal items, salts, prompt embeddings, tokens ahead) are made by
 vLLM's own functions, which differ between releases. With a CBOR algorithm the blocks are then

@@ -11,13 +11,14 @@ REPLAY = build/release/examples/trace_replay/trace_replay
 export CCACHE_BASEDIR ?= $(CURDIR)
 export CCACHE_NOHASHDIR ?= 1
 
-.PHONY: help demo test wheel docs fuzz bench format packages checks-packages python-tools
+.PHONY: help demo test test-vllm wheel docs fuzz bench format packages checks-packages python-tools
 .NOTPARALLEL:
 
 help:
 	@echo "make demo    routing policies on a production trace (or on TRACE=FILE), then gateway, workers and Envoy at work;"
 	@echo "             KEEP=1 leaves them running, with a status page"
 	@echo "make test    build and run the tests"
+	@echo "make test-vllm  test the Python package against real releases of vLLM (4 GB to download, once)"
 	@echo "make wheel   wheels of the Python package into dist/, for each CPython 3.10 to 3.13 that is found"
 	@echo "make docs    build the reference of the Python package into build/python-docs/site"
 	@echo "make bench   run the benchmarks into bench/results/"
@@ -34,6 +35,11 @@ test: packages python-tools
 	cmake --preset dev
 	cmake --build --preset dev
 	ctest --preset dev -j "$$(nproc)"
+
+test-vllm: packages
+	cmake --preset dev -D LLMD_PYTHON=ON
+	cmake --build --preset dev --target llmd_python_files
+	LLMD_TEST_VLLM=1 scripts/test_vllm.sh python3 build/vllm-venv build/dev/python
 
 wheel: packages
 	scripts/wheel.sh --setting cmake.define.LLMD_WERROR=ON $(if $(PYTHON),--python $(PYTHON))

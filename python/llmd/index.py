@@ -501,8 +501,22 @@ class KvEventIngestor:
     def __init__(self, index: PrefixIndex, *, max_orphan_blocks: int = 4096, max_publishers: int = 65535) -> None:
         self._core = _core.KvEventIngestor(core_of(index, "index", PrefixIndex), max_orphan_blocks, max_publishers)
 
-    def add_publisher(self, endpoint: str, *, model: str) -> int:
+    def add_publisher(
+        self, endpoint: str, *, model: str, gpu_removal: Literal["set", "refcount"] = "set"
+    ) -> int:
         """Adds a publisher, ``"address:port"``, and returns its handle.
+
+        Parameters
+        ----------
+        endpoint : str
+        model : str
+            The model part of the topic; requests must use the same text.
+        gpu_removal : {"set", "refcount"}
+            Of its holders in GPU memory; see `Holder`. vLLM announces each physical copy of a
+            block and the removal of each: with "refcount" the index predicts its cache hits
+            exactly, with "set" it forgets a block of two copies too early. Where requests ask vLLM
+            to announce reused blocks too (``kv_cache_report_mode`` "full"), "refcount" would never
+            forget them. Other tiers count. Holders that the index has from a snapshot keep theirs.
 
         Raises
         ------
@@ -514,7 +528,7 @@ class KvEventIngestor:
         ResourceExhaustedError
             When `max_publishers` are in use.
         """
-        return self._core.add_publisher(endpoint, model)
+        return self._core.add_publisher(endpoint, model, gpu_removal)
 
     def apply(self, publisher: int, payload: BytesLike) -> Applied:
         """Decodes a batch and applies its events in order; give each batch once.

@@ -99,12 +99,7 @@ HolderId AddHolder(PrefixIndexObject& self, py::handle endpoint, py::handle dp_r
   constexpr std::int64_t kMax = std::numeric_limits<std::uint32_t>::max();
   if (!dp_rank.is_none()) options.dp_rank = static_cast<std::uint32_t>(ToInt(dp_rank, "dp_rank", 0, kMax));
   options.tier = ToText(tier, "tier");
-  const std::string_view policy = ToText(removal, "removal");
-  if (policy == "refcount") {
-    options.removal = index::RemovalPolicy::kRefcount;
-  } else if (policy != "set") {
-    throw py::value_error("removal is \"" + std::string(policy) + "\", not \"set\" or \"refcount\"");
-  }
+  options.removal = ToRemovalPolicy(removal, "removal");
   options.key_space = static_cast<std::uint32_t>(ToInt(key_space, "key_space", 0, kMax));
   return Take(Locked(self.mutex, false, [&] { return self.index->AddHolder(options); }));
 }
@@ -339,6 +334,14 @@ void BindApprox(py::module_& m) {
 }
 
 }  // namespace
+
+index::RemovalPolicy ToRemovalPolicy(py::handle object, const char* name) {
+  const std::string_view policy = ToText(object, name);
+  if (policy == "set") return index::RemovalPolicy::kSet;
+  if (policy == "refcount") return index::RemovalPolicy::kRefcount;
+  throw py::value_error(std::string(name) + " is \"" + std::string(policy) +
+                        "\", not \"set\" or \"refcount\"");
+}
 
 py::tuple FromHolderOptions(const HolderOptions& options) {
   return py::make_tuple(FromWireText(options.endpoint), OrNone(options.dp_rank), FromWireText(options.tier),

@@ -28,9 +28,10 @@ class Ingestor {
                                    .max_publishers = static_cast<std::size_t>(
                                        ToInt(max_publishers, "max_publishers", 1, kMaxBlockCount))}) {}
 
-  std::uint64_t AddPublisher(py::handle endpoint, py::handle model) {
+  std::uint64_t AddPublisher(py::handle endpoint, py::handle model, py::handle gpu_removal) {
     const ingest::PublisherOptions options{.endpoint = std::string(ToText(endpoint, "endpoint")),
-                                           .model = std::string(ToText(model, "model"))};
+                                           .model = std::string(ToText(model, "model")),
+                                           .gpu_removal = ToRemovalPolicy(gpu_removal, "gpu_removal")};
     return Take(Locked(index_->mutex, false, [&] { return ingestor_.AddPublisher(options); }));
   }
 

@@ -87,6 +87,9 @@ struct MatchObject {
   index::MatchResult rows;
 };
 
+// "set" or "refcount"; the error names the argument.
+index::RemovalPolicy ToRemovalPolicy(pybind11::handle object, const char* name);
+
 // A namespace, holder or holder handle as Python objects.
 pybind11::tuple FromHolderOptions(const index::HolderOptions& options);
 

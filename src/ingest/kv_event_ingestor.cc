@@ -81,7 +81,7 @@ std::optional<HolderId> KvEventIngestor::Impl::HolderFor(const Source& source, s
       .endpoint = publisher.options.endpoint,
       .dp_rank = source.rank,
       .tier = std::string(tier),
-      .removal = tier == "gpu" ? index::RemovalPolicy::kSet : index::RemovalPolicy::kRefcount,
+      .removal = tier == "gpu" ? publisher.options.gpu_removal : index::RemovalPolicy::kRefcount,
       .key_space = publisher.key_space};
   const absl::StatusOr<HolderId> holder = index.AddHolder(holder_options);
   if (!holder.ok()) {

@@ -126,6 +126,17 @@ TEST_F(IngestTest, ReannouncedBlocksGoWithOneRemovalOnTheGpu) {
   EXPECT_THAT(Match(1, 2), UnorderedElementsAre(Pair("a:1/-/gpu", 1)));
 }
 
+TEST_F(IngestTest, CopiesOnTheGpuAreCountedWhereThePublisherSaysSo) {
+  const PublisherId pod = *ingestor_->AddPublisher(
+      {.endpoint = "a:1", .model = std::string(kModel), .gpu_removal = index::RemovalPolicy::kRefcount});
+  StoreRun(pod, 100, 1, 2);
+  StoreRun(pod, 100, 1, 2);
+  Remove(pod, {101});
+  EXPECT_THAT(Match(1, 2), UnorderedElementsAre(Pair("a:1/-/gpu", 2)));
+  Remove(pod, {101});
+  EXPECT_THAT(Match(1, 2), UnorderedElementsAre(Pair("a:1/-/gpu", 1)));
+}
+
 TEST_F(IngestTest, OffloadTiersCountReferences) {
   const PublisherId pod = Add("a:1");
   StoreRun(pod, 100, 1, 2);

@@ -1,8 +1,12 @@
 import json
+import os
 import pathlib
 from typing import Any
 
 import pytest
+
+# They need a real vLLM, and run in its environment: scripts/test_vllm.sh.
+collect_ignore = [] if os.environ.get("LLMD_REAL_VLLM") else ["real_vllm"]
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 

@@ -241,6 +241,20 @@ def test_events_into_the_index():
     assert feed.add_publisher("a:1", model="m") != pod
 
 
+@pytest.mark.parametrize("policy, left", [("set", 1), ("refcount", 2)])
+def test_copies_in_gpu_memory(policy, left):
+    index = li.PrefixIndex()
+    feed = li.KvEventIngestor(index)
+    pod = feed.add_publisher("a:1", model="m", gpu_removal=policy)
+    stored = le.block_stored([1, 2], tokens=range(8), block_size=4)
+    feed.apply(pod, le.encode([stored, stored, le.block_removed([2])], timestamp=0))
+    chain = lh.content_keys(list(range(8)), block_size=4)
+    match = index.match(li.request_namespace("m", block_size=4), chain)
+    assert index.by_endpoint(match) == {"a:1": left}
+    with pytest.raises(ValueError, match='gpu_removal is "copies", not "set" or "refcount"'):
+        feed.add_publisher("b:1", model="m", gpu_removal="copies")
+
+
 def test_handles():
     index = li.PrefixIndex()
     pod = index.add_holder("a:1")

@@ -65,6 +65,10 @@ index::NamespaceId RequestNamespace(std::string_view model, std::string_view lor
 struct PublisherOptions {
   std::string endpoint = {};  // "address:port", as the scheduler names it
   std::string model = {};     // the model part of the topic; requests must use the same text
+  // vLLM announces each physical copy of a block and the removal of each, which kRefcount follows exactly;
+  // one that also announces reused blocks (kv_cache_report_mode "full") never removes those, and needs kSet.
+  // Other tiers count; holders that are taken over keep their policy.
+  index::RemovalPolicy gpu_removal = index::RemovalPolicy::kSet;
 };
 
 // Handle of a publisher; never reused.

@@ -2,6 +2,7 @@
 
 With a thread of its own, which ends with the ``with`` block:
 
+    publisher = ingestor.add_publisher("10.0.0.7:8000", model="m", gpu_removal="refcount")
     with KvEventSubscriber("tcp://10.0.0.7:5557", replay="tcp://10.0.0.7:5558") as events:
         for event in events:
             apply_to(ingestor, publisher, event)
@@ -14,6 +15,10 @@ and with asyncio:
 Both yield `KvBatch`, whose numbers follow one another, and `KvClear`: forget all that this engine has announced. What
 the transport loses is asked for again on the replay socket, and else cleared; see `llmd.events.PublisherStream`. A
 loss shows when the next batch comes. Needs pyzmq.
+
+vLLM binds an endpoint with a star in it, ``tcp://*:5557``, or of ``ipc://``; to any other it
+connects. It announces each physical copy of a block, hence ``gpu_removal``: see
+`llmd.index.KvEventIngestor.add_publisher`.
 """
 
 from __future__ import annotations

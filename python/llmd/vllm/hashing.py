@@ -1,13 +1,17 @@
 """vLLM's block hashes in C++.
 
-`install` replaces ``hash_block_tokens`` and ``get_request_block_hasher`` of ``vllm.v1.core.kv_cache_utils`` by
-functions that call `llmd.hash.VllmHasher` for the algorithms sha256, sha256_cbor, xxhash and xxhash_cbor. Every
-algorithm is compared with vLLM's own function first, on blocks of many shapes; one that gives another hash, or that
-this vLLM does not have, stays vLLM's, with a warning if it differs. A request's hasher is compared once more when it
-is made, with the engine's own first parent.
+`install` replaces ``hash_block_tokens`` and ``get_request_block_hasher`` of
+``vllm.v1.core.kv_cache_utils``, there and in every module of vLLM that has imported them by name
+(``vllm.v1.engine.core`` in releases 0.10.2 to 0.33.0), by functions that call
+`llmd.hash.VllmHasher` for the algorithms sha256, sha256_cbor, xxhash and xxhash_cbor. Every
+algorithm is compared with vLLM's own function first, on blocks of many shapes; one that gives
+another hash, or that this vLLM does not have, stays vLLM's, with a warning if it differs. A
+request's hasher is compared once more when it is made, with the engine's own first parent.
 
-Blocks with extra keys (LoRA, multimodal items, salts, prompt embeddings) and tokens that do not fit 32 bits go through
-vLLM's own functions, so that they are right in every version.
+Extra keys of blocks (LoRA, multimodal items, salts, prompt embeddings, tokens ahead) are made by
+vLLM's own functions, which differ between releases. With a CBOR algorithm the blocks are then
+hashed here; with pickle, whose bytes depend on which of the keys are one object, by vLLM. So are
+tokens that do not fit 32 bits.
 
 The environment variable ``LLMD_VLLM_HASHING=0`` leaves vLLM as it is.
 """
@@ -46,22 +50,50 @@ class _Installed(NamedTuple):
 _installed: _Installed | None = None
 
 
-class _Probe:
-    """A request as a block hasher sees it: text alone."""
+class _ProbeLora:
+    lora_name = name = "llmd-probe-adapter"
+    lora_int_id = adapter_id = 7
+    lora_path = "/llmd/probe"
 
-    def __init__(self, tokens: list[int], block_hashes: list[bytes]) -> None:
+
+class _ProbePosition(NamedTuple):
+    offset: int
+    length: int
+
+
+class _ProbeItem(NamedTuple):
+    identifier: str
+    mm_position: _ProbePosition
+
+
+class _Probe:
+    """A request as a block hasher sees it: text alone, or with all sorts of extra keys."""
+
+    def __init__(self, tokens: list[int], block_hashes: list[bytes], extras: bool = False) -> None:
         self.request_id = "llmd-probe"
         self.all_token_ids = tokens
         self.num_tokens = len(tokens)
         self.block_hashes = block_hashes
-        self.lora_request = None
-        self.cache_salt = None
+        self.lora_request: Any = None
+        self.cache_salt: str | None = None
         self.prompt_embeds = None
         self.mm_features: list[Any] = []
         self.mm_positions: list[Any] = []
         self.mm_hashes: list[Any] = []
         self.mm_inputs: list[Any] = []
         self.skip_reading_prefix_cache = False
+        if extras:
+            self.lora_request = _ProbeLora
+            self.cache_salt = "llmd-probe-salt"
+            length = max(1, len(tokens) // 8)
+            identifier = "0123456789abcdef" * 4
+            # The same picture twice, then another.
+            for i, name in enumerate((identifier, identifier, identifier[::-1])):
+                position = _ProbePosition(1 + i * (length + 1), length)
+                self.mm_features.append(_ProbeItem(name, position))
+            self.mm_positions = [item.mm_position for item in self.mm_features]
+            self.mm_hashes = [item.identifier for item in self.mm_features]
+            self.mm_inputs = [None] * len(self.mm_features)
 
 
 # Each encodes in another number of bytes, by pickle or CBOR.
@@ -72,8 +104,8 @@ def _tokens(count: int, salt: int) -> list[int]:
     return [(_TOKENS[(i * 7 + salt) % len(_TOKENS)] + i * 131 * (salt % 3)) % 2**32 for i in range(count)]
 
 
-def _find_functions() -> dict[str, _HashFunction]:
-    """vLLM's hash functions by name, as far as this version has them."""
+def find_functions() -> dict[str, _HashFunction]:
+    """vLLM's hash functions by name of the algorithm, as far as this release has them."""
     found: dict[str, _HashFunction] = {}
     for module_name in _HASHING:
         try:
@@ -106,17 +138,32 @@ def _blocks_differ(hash_block_tokens: Callable[..., Any], function: _HashFunctio
     return None
 
 
-def _requests_differ(original: Callable[[Any], Any], ours: Callable[[Any], Any], block_size: int) -> str | None:
+def _requests_differ(
+    original: Callable[[Any], Any], ours: Callable[[Any], Any], block_size: int, extras: bool
+) -> str | None:
     """Compares whole requests, from the start and continued."""
-    for count in (block_size - 1, block_size, 4 * block_size + block_size // 2):
-        theirs = original(_Probe(_tokens(count, 1), []))
-        if list(theirs) != list(ours(_Probe(_tokens(count, 1), []))):
-            return f"request of {count} tokens"
-    tokens = _tokens(5 * block_size, 2)
-    begin = list(original(_Probe(tokens[: 2 * block_size], [])))
-    if list(original(_Probe(tokens, begin))) != list(ours(_Probe(tokens, begin))):
-        return "request that is continued"
+    what = "request with extra keys" if extras else "request"
+    try:
+        for count in (block_size - 1, block_size, 4 * block_size + block_size // 2):
+            theirs = original(_Probe(_tokens(count, 1), [], extras))
+            if list(theirs) != list(ours(_Probe(_tokens(count, 1), [], extras))):
+                return f"{what} of {count} tokens"
+        tokens = _tokens(5 * block_size, 2)
+        begin = list(original(_Probe(tokens[: 2 * block_size], [], extras)))
+        theirs = original(_Probe(tokens, begin, extras))
+        if list(theirs) != list(ours(_Probe(tokens, begin, extras))):
+            return f"{what} that is continued"
+    except Exception as error:  # this vLLM reads what a probe does not have
+        return f"the comparison failed ({what}): {error!r}"
     return None
+
+
+class _Recorder(list[Any]):
+    """Collects the extra keys of blocks in place of a hash function."""
+
+    def __call__(self, value: Any) -> bytes:
+        self.append(value[2])
+        return b"parent"
 
 
 def _has_extra_keys(utils: ModuleType, request: Any) -> bool:
@@ -144,9 +191,14 @@ def _make_hash_block_tokens(
         curr_block_token_ids: Sequence[int],
         extra_keys: tuple[Any, ...] | None = None,
     ) -> Any:
+        if type(hash_function) is _Recorder:
+            hash_function.append(extra_keys)
+            return b"parent"
+        if extra_keys is not None:
+            return original(hash_function, parent_block_hash, curr_block_token_ids, extra_keys)
         hasher = hashers.get(hash_function)
         parent = parent_block_hash or getattr(utils, "NONE_HASH", None)
-        if hasher is None or extra_keys is not None or type(parent) is not bytes:
+        if hasher is None or type(parent) is not bytes:
             return original(hash_function, parent_block_hash, curr_block_token_ids, extra_keys)
         try:
             return hasher.hash_block(curr_block_token_ids, parent, None)  # type: ignore[arg-type]
@@ -170,26 +222,48 @@ def _make_get_request_block_hasher(
             return theirs
         hasher = _hasher(name, block_size, none_hash)
 
+        def extra_keys_of(request: Any) -> list[Any]:
+            """Of each new block, by vLLM's own loop over them."""
+            recorder = _Recorder()
+            original(block_size, recorder, *args, **kwargs)(request)
+            return recorder
+
         def request_block_hasher(request: Any) -> Any:
             begin = len(request.block_hashes) * block_size
             end = request.num_tokens // block_size * block_size
             if end <= begin:
                 return []
-            if _has_extra_keys(utils, request) or getattr(utils, "NONE_HASH", None) is not none_hash:
+            if getattr(utils, "NONE_HASH", None) is not none_hash:
                 return theirs(request)
-            parent = request.block_hashes[-1] if request.block_hashes else None
+            keys: list[Any] | None = None
             try:
-                return hasher.hash_blocks(request.all_token_ids[begin:end], parent, None)
+                if all_have_keys or _has_extra_keys(utils, request):
+                    if not with_keys:
+                        return theirs(request)
+                    keys = extra_keys_of(request)
+                    end = begin + len(keys) * block_size
+                parent = request.block_hashes[-1] if request.block_hashes else None
+                return hasher.hash_blocks(request.all_token_ids[begin:end], parent, keys)
             except (TypeError, ValueError):
                 return theirs(request)
 
+        with_keys = name.endswith("_cbor")
         try:
-            difference = _requests_differ(theirs, request_block_hasher, block_size)
-        except Exception as error:  # this vLLM reads what a probe does not have
-            difference = f"the comparison failed: {error!r}"
+            # Tokens ahead, say.
+            all_have_keys = any(extra_keys_of(_Probe(_tokens(4 * block_size, 0), [])))
+        except Exception:
+            all_have_keys = True
+        difference = _requests_differ(theirs, request_block_hasher, block_size, extras=False)
         if difference is not None:
             logger.warning("llmd: vLLM's %s hashes stay in place, %s", name, difference)
             return theirs
+        if with_keys:
+            difference = _requests_differ(theirs, request_block_hasher, block_size, extras=True)
+        if difference is not None:
+            logger.warning(
+                "llmd: vLLM's %s hashes of blocks with extra keys stay in place, %s", name, difference
+            )
+            with_keys = False
         logger.info("llmd: %s block hashes of requests are made in C++", name)
         return request_block_hasher
 
@@ -223,7 +297,7 @@ def install() -> tuple[str, ...]:
         raise ImportError(f"{_UTILS} has no {' and no '.join(missing)}")
     originals: dict[str, Callable[..., Any]] = {name: getattr(utils, name) for name in _PATCHED}
     native: dict[_HashFunction, str] = {}
-    for name, function in _find_functions().items():
+    for name, function in find_functions().items():
         try:
             difference = _blocks_differ(originals["hash_block_tokens"], function, name)
         except ImportError as error:  # an optional dependency of that algorithm alone
@@ -270,4 +344,4 @@ def register() -> None:
         logger.warning("llmd: vLLM's block hashes stay in place: %r", error)
 
 
-__all__ = ["ALGORITHMS", "install", "register", "uninstall"]
+__all__ = ["ALGORITHMS", "find_functions", "install", "register", "uninstall"]

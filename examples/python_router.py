@@ -83,17 +83,17 @@ async def fetch(address: str, method: str, path: str, body: bytes = b"") -> byte
 
 
 class Router:
-    def __init__(self, workers: list[tuple[str, int, int, int]], model: str) -> None:
+    def __init__(self, workers: list[tuple[str, int, int, int]], model: str, removal: Any) -> None:
         self.model, self.pool, self.index = model, sched.EndpointPool(), index.PrefixIndex()
         self.scheduler = sched.Scheduler(CONFIG, exact=self.index)
         self.ingestor = index.KvEventIngestor(self.index)
         self.metrics, self.turn = gateway.EngineMetricsReader(), 0
-        self.workers = [self.add(*worker) for worker in workers]
+        self.workers = [self.add(*worker, removal) for worker in workers]
 
-    def add(self, host: str, port: int, events: int, replay: int) -> Worker:
+    def add(self, host: str, port: int, events: int, replay: int, removal: Any) -> Worker:
         address = f"{host}:{port}"
         endpoint = self.pool.add(address, host, port)
-        publisher = self.ingestor.add_publisher(address, model=self.model)
+        publisher = self.ingestor.add_publisher(address, model=self.model, gpu_removal=removal)
         return Worker(address, f"tcp://{host}:{events}", f"tcp://{host}:{replay}", endpoint, publisher)
 
     async def follow(self, worker: Worker) -> None:
@@ -184,8 +184,9 @@ async def main() -> None:
     parser.add_argument("--model", required=True, help="as the workers name it")
     parser.add_argument("--worker", action="append", required=True, metavar="HOST:PORT,EVENTS,REPLAY",
                         type=address, help="HTTP address, ports of KV events and replay; once for each")  # fmt: skip
+    parser.add_argument("--gpu-removal", choices=("set", "refcount"), default="set", help="refcount for vLLM (set)")
     options = parser.parse_args()
-    router = Router(options.worker, options.model)
+    router = Router(options.worker, options.model, options.gpu_removal)
     server = await asyncio.start_server(router.serve, "127.0.0.1", options.port, limit=MAX_HEAD)
     print(f"ready http={server.sockets[0].getsockname()[1]}", flush=True)
     async with server:

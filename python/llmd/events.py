@@ -91,7 +91,7 @@ class Event:
     sliding_window : int or None
         In tokens.
     locality, ownership : str
-        Where the blocks are, and whose.
+        ``"LOCAL"`` or ``"REMOTE"``, and the id of a secondary tier; empty when absent.
     model_name, tenant_id, backend_id, object_key : str
         Store publishers only; not encoded.
     first_block : int or None

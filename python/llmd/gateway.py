@@ -403,7 +403,7 @@ class EngineMetricsReader:
     labels
         Of the endpoint's pod, instead of `engine`.
     first_rank_alone
-        Of an engine with data-parallel ranks, reads the first one's series instead of adding them up.
+        Of an engine with data-parallel ranks, reads the first one's series instead of combining them.
 
     Raises
     ------

@@ -243,7 +243,7 @@ struct PickPart : sched::Picker {
       const py::object result = (*hooks->pick)(plugin_context, ToPositions(positions), scores, ties);
       const py::array given = py::array::ensure(result);
       if (!given) throw py::error_already_set();
-      if (given.dtype().kind() != 'i' && given.dtype().kind() != 'u') {
+      if (given.size() > 0 && given.dtype().kind() != 'i' && given.dtype().kind() != 'u') {
         BadResult("pick gave something else than positions");
       }
       using Array = py::array_t<std::int64_t, py::array::c_style | py::array::forcecast>;

@@ -216,8 +216,7 @@ bool PickleWriter::WroteBefore(bool text, std::string_view value) {
 }
 
 void PickleWriter::Bytes(std::span<const std::uint8_t> value) {
-  if (value.size() <= 1 && WroteBefore(false, {reinterpret_cast<const char*>(value.data()), value.size()}))
-    return;
+  if (value.empty() && WroteBefore(false, {})) return;
   Payload('C', 'B', value);
 }
 

@@ -3,8 +3,8 @@
 //
 // A writer fills a buffer that its caller has sized with SizeBound(); it checks nothing. Pickle output equals
 // CPython's pickle.dumps(obj, protocol=5) byte for byte, frames included, of an object whose texts and bytes
-// each are an object of their own; except that tags are one object, and, as in every CPython, the empty text
-// and bytes, single bytes and single characters up to U+00FF. CBOR output equals cbor2.dumps(obj,
+// each are an object of their own; except that tags are one object, and, as in every CPython, the empty text,
+// the empty bytes and each single character up to U+00FF. CBOR output equals cbor2.dumps(obj,
 // canonical=True).
 #ifndef SRC_HASH_SERIALIZE_H_
 #define SRC_HASH_SERIALIZE_H_

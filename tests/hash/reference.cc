@@ -80,7 +80,7 @@ struct Pickle {
           return Once('\x8c', 'X', key.text);
         return Data('\x8c', 'X', key.text);
       case ExtraKey::Kind::kBytes:
-        if (key.text.size() < 2) return Once('C', 'B', key.text);
+        if (key.text.empty()) return Once('C', 'B', key.text);
         return Data('C', 'B', key.text);
       case ExtraKey::Kind::kTag:
         return Once('\x8c', 'X', key.text);

@@ -329,7 +329,7 @@ def test_array_form_is_msgpack(events, schema, rank, timestamp):
         data_parallel_rank=rank,
     )
     assert payload == msgpack.packb(
-        [timestamp, rows] if schema == "array6" else [timestamp, rows, rank]
+        [timestamp, rows] if schema == "array6" and rank is None else [timestamp, rows, rank]
     )
 
 

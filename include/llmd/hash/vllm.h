@@ -10,9 +10,9 @@
 //
 // Pickle (sha256, xxhash) depends on Python object identity: an object that occurs twice in one block is
 // written once and then referred to. Only tags (extra_keys.h) are known to be one object, and what every
-// CPython has once: texts and bytes of at most one character. Other equal texts are written out each time, as
-// vLLM does for identifiers that it received separately. CBOR has no such hazard.
-// Source: spec, block hashing 1; vllm: vllm/v1/core/kv_cache_utils.py, vllm/utils/hashing.py.
+// CPython has once: the empty text and bytes, single characters up to U+00FF. Other equal texts are written
+// out each time, as vLLM does for identifiers that it received separately. CBOR has no such hazard. Source:
+// spec, block hashing 1; vllm: vllm/v1/core/kv_cache_utils.py, vllm/utils/hashing.py.
 #ifndef LLMD_HASH_VLLM_H_
 #define LLMD_HASH_VLLM_H_
 

@@ -1,4 +1,4 @@
-"""An engine that really runs, with llmd's subscriber and index beside it: its cache hits must be as foretold."""
+"""An engine that runs, llmd's subscriber and index beside it: its cache hits must be as foretold."""
 
 import contextlib
 import json
@@ -18,11 +18,12 @@ import watcher
 
 HERE = pathlib.Path(__file__).parent
 BLOCK = 32
-REQUESTS = int(os.environ.get("LLMD_VLLM_REQUESTS", "300"))
+REQUESTS = int(os.environ.get("LLMD_VLLM_REQUESTS", "200"))
 
 
 @pytest.mark.parametrize(
-    "hashing, algorithm, seed", [("0", "sha256", None), ("1", "sha256", None), ("1", "xxhash_cbor", "42")]
+    "hashing, algorithm, seed",
+    [("0", "sha256", None), ("1", "sha256", None), ("1", "xxhash_cbor", "42")],
 )
 def test_the_index_foretells_every_hit(tmp_path, hashing, algorithm, seed):
     environment = {**os.environ, "LLMD_VLLM_HASHING": hashing}
@@ -38,7 +39,9 @@ def test_the_index_foretells_every_hit(tmp_path, hashing, algorithm, seed):
     assert run.returncode == 0, run.stderr[-4000:]
     result = json.loads(run.stdout.splitlines()[-1])
     print(result)
-    assert result["hasher"] == ("llmd.vllm.hashing" if hashing == "1" else "vllm.v1.core.kv_cache_utils")
+    assert result["hasher"] == (
+        "llmd.vllm.hashing" if hashing == "1" else "vllm.v1.core.kv_cache_utils"
+    )
     # Every request, with hits, copies, evictions and resets among them.
     assert result["wrong"]["refcount"] == 0, result["first_wrong"]
     assert result["cached_tokens"] == result["vllm_hits"] > result["prompt_tokens"] // 10
@@ -59,7 +62,10 @@ LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "handlers": {"out": {"class": "logging.StreamHandler", "stream": "ext://sys.stdout"}},
-    "loggers": {name: {"handlers": ["out"], "level": "INFO", "propagate": False} for name in ("vllm", "llmd")},
+    "loggers": {
+        name: {"handlers": ["out"], "level": "INFO", "propagate": False}
+        for name in ("vllm", "llmd")
+    },
 }
 
 
@@ -78,8 +84,22 @@ def server(folder):
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", tiny_model.make(folder / "model")),
-        *("--served-model-name", "m", "--host", "127.0.0.1", "--port", str(port), "--enforce-eager"),
-        *("--enable-prefix-caching", "--kv-events-config", json.dumps(events), "--block-size", str(BLOCK)),
+        *(
+            "--served-model-name",
+            "m",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--enforce-eager",
+        ),
+        *(
+            "--enable-prefix-caching",
+            "--kv-events-config",
+            json.dumps(events),
+            "--block-size",
+            str(BLOCK),
+        ),
         *("--num-gpu-blocks-override", "40", "--max-model-len", "512", "--max-num-seqs", "4"),
         *("--dtype", "bfloat16", "--enable-prompt-tokens-details"),
     ]
@@ -91,7 +111,9 @@ def server(folder):
     }
     log = folder / "server.log"
     with log.open("w") as out:
-        process = subprocess.Popen(command, env=environment, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
     url = f"http://127.0.0.1:{port}"
     try:
         end = time.monotonic() + 300
@@ -106,7 +128,9 @@ def server(folder):
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(30)
-        with contextlib.suppress(ProcessLookupError):  # its engine and workers, if they are still there
+        with contextlib.suppress(
+            ProcessLookupError
+        ):  # its engine and workers, if they are still there
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
@@ -125,7 +149,10 @@ def test_the_index_foretells_the_hits_of_a_server(tmp_path):
     cached = 0
     with server(tmp_path) as (url, log):
         beside = watcher.Watcher(
-            f"ipc://{tmp_path}/live", f"ipc://{tmp_path}/replay", block_size=BLOCK, removal="refcount"
+            f"ipc://{tmp_path}/live",
+            f"ipc://{tmp_path}/replay",
+            block_size=BLOCK,
+            removal="refcount",
         )
         try:
             for number in range(80):
@@ -134,8 +161,16 @@ def test_the_index_foretells_the_hits_of_a_server(tmp_path):
                 tokens, salt, generate = load.next()
                 beside.catch_up()
                 predicted = beside.predict(tokens, salt)
-                body = {"model": "m", "prompt": tokens, "max_tokens": generate, "ignore_eos": True, "seed": number}
-                answer = post(url + "/v1/completions", {**body, **({"cache_salt": salt} if salt else {})})
+                body = {
+                    "model": "m",
+                    "prompt": tokens,
+                    "max_tokens": generate,
+                    "ignore_eos": True,
+                    "seed": number,
+                }
+                answer = post(
+                    url + "/v1/completions", {**body, **({"cache_salt": salt} if salt else {})}
+                )
                 details = answer["usage"]["prompt_tokens_details"] or {}
                 assert details.get("cached_tokens", 0) == predicted, (number, tokens, salt)
                 cached += predicted

@@ -1,4 +1,4 @@
-"""A subscriber and an index beside an engine, and a random load whose cache hits they must predict."""
+"""A subscriber and an index beside an engine, and a random load whose hits they must predict."""
 
 import random
 import threading
@@ -44,7 +44,7 @@ class Watcher:
                 self._changed.notify_all()
 
     def predict(self, tokens, salt=""):
-        """Tokens that the engine will take from its cache; it always computes the last one itself."""
+        """Tokens that the engine will take from its cache; the last one it always computes."""
         keys = llmd_hash.content_keys(tokens, block_size=self.block_size, cache_salt=salt)
         match = self.index.match(request_namespace("m", block_size=self.block_size), keys)
         depth = self.index.by_endpoint(match).get("engine", 0)
@@ -53,13 +53,15 @@ class Watcher:
     def wait_for(self, seq):
         """Until batch `seq` is in the index."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.applied >= seq, LIMIT), f"batch {seq} did not come"
+            assert self._changed.wait_for(
+                lambda: self.applied >= seq, LIMIT
+            ), f"batch {seq} did not come"
 
     def catch_up(self):
         """Until all that the engine has published is in the index.
 
-        Its publisher takes one batch from its queue between two replays: when both end at the same number, the queue
-        was empty in between.
+        Its publisher takes one batch from its queue between two replays: when both end at the same
+        number, the queue was empty in between.
         """
         last, end = None, time.monotonic() + LIMIT
         while time.monotonic() < end:
@@ -89,7 +91,7 @@ class Watcher:
 
 
 class Load:
-    """Random prompts of families that share prefixes; many are repeated, some at the end of a block."""
+    """Random prompts of families that share prefixes; many are repeated, many end with a block."""
 
     def __init__(self, seed, block_size, vocabulary):
         self.rng, self.block_size, self.vocabulary = random.Random(seed), block_size, vocabulary

@@ -1,4 +1,4 @@
-"""An engine that runs, llmd's subscriber and index beside it: its cache hits must be as foretold."""
+"""An engine that runs, with llmd's index beside it: its cache hits must be as foretold."""
 
 import contextlib
 import json

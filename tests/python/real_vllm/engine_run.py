@@ -13,7 +13,6 @@ import time
 os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
     "0"  # the engine's core in this process, to look at it
 )
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
 BLOCK = 32  # the smallest that vLLM's attention on the CPU takes
 BLOCKS = 40
 

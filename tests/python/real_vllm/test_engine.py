@@ -18,6 +18,13 @@ import watcher
 
 HERE = pathlib.Path(__file__).parent
 BLOCK = 32
+# One thread: several wait for one another by spinning, which takes minutes on a busy machine.
+ENVIRONMENT = {
+    **os.environ,
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+}
 REQUESTS = int(os.environ.get("LLMD_VLLM_REQUESTS", "200"))
 
 
@@ -26,7 +33,7 @@ REQUESTS = int(os.environ.get("LLMD_VLLM_REQUESTS", "200"))
     [("0", "sha256", None), ("1", "sha256", None), ("1", "xxhash_cbor", "42")],
 )
 def test_the_index_foretells_every_hit(tmp_path, hashing, algorithm, seed):
-    environment = {**os.environ, "LLMD_VLLM_HASHING": hashing}
+    environment = {**ENVIRONMENT, "LLMD_VLLM_HASHING": hashing}
     if seed is not None:
         environment["PYTHONHASHSEED"] = seed
     run = subprocess.run(
@@ -104,9 +111,8 @@ def server(folder):
         *("--dtype", "bfloat16", "--enable-prompt-tokens-details"),
     ]
     environment = {
-        **os.environ,
+        **ENVIRONMENT,
         "VLLM_SERVER_DEV_MODE": "1",
-        "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_LOGGING_CONFIG_PATH": str(folder / "logging.json"),
     }
     log = folder / "server.log"

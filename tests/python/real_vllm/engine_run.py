@@ -51,10 +51,19 @@ def main(folder, algorithm, requests):
         removal: watcher.Watcher(live, replay, block_size=BLOCK, removal=removal)
         for removal in ("refcount", "set")
     }
+    cached, queries, with_hits, keys = 0, 0, 0, set()
+
+    def make_events(_):
+        nonlocal queries
+        prompt = {"prompt_token_ids": [3 + queries // 40] * 40}
+        queries += 40
+        engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
+
+    for one in watchers.values():
+        one.joined(make_events)
     load = watcher.Load(1, BLOCK, tiny_model.VOCABULARY)
     ours = VllmHasher(algorithm, block_size=BLOCK, seed=os.environ.get("PYTHONHASHSEED"))
     wrong, first_wrong = dict.fromkeys(watchers, 0), []
-    cached, queries, with_hits, keys = 0, 0, 0, set()
     for number in range(requests):
         if number in (requests // 3, 2 * requests // 3):
             assert engine.reset_prefix_cache()

@@ -161,6 +161,11 @@ def test_the_index_foretells_the_hits_of_a_server(tmp_path):
             removal="refcount",
         )
         try:
+            beside.joined(
+                lambda n: post(
+                    url + "/v1/completions", {"model": "m", "prompt": [3 + n] * 40, "max_tokens": 1}
+                )
+            )
             for number in range(80):
                 if number == 50:
                     post(url + "/reset_prefix_cache")

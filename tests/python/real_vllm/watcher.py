@@ -50,6 +50,24 @@ class Watcher:
         depth = self.index.by_endpoint(match).get("engine", 0)
         return min(depth, (len(tokens) - 1) // self.block_size) * self.block_size
 
+    def joined(self, make_events):
+        """Until two batches came one after the other: the first may have been replayed.
+
+        What is published while a subscription is made is lost until the next batch.
+        """
+        came = 0
+        for number in range(60):
+            make_events(number)
+            latest = self._latest()
+            with self._changed:
+                heard = self._changed.wait_for(
+                    lambda latest=latest: self.applied >= latest >= 0, 1.0
+                )
+            came = came + 1 if heard else 0
+            if came == 2:
+                return
+        raise AssertionError("no batch came")
+
     def wait_for(self, seq):
         """Until batch `seq` is in the index."""
         with self._changed:

@@ -4,6 +4,7 @@ Usage: engine_run.py FOLDER ALGORITHM REQUESTS. Prints one line of JSON. LLMD_VL
 vLLM's own hashes.
 """
 
+import itertools
 import json
 import os
 import pathlib
@@ -53,10 +54,12 @@ def main(folder, algorithm, requests):
     }
     cached, queries, with_hits, keys = 0, 0, 0, set()
 
-    def make_events(_):
+    prompts = itertools.count(3)
+
+    def make_events(_=None):
         nonlocal queries
-        prompt = {"prompt_token_ids": [3 + queries // 40] * 40}
         queries += 40
+        prompt = {"prompt_token_ids": [next(prompts)] * 40}
         engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
 
     for one in watchers.values():
@@ -67,6 +70,7 @@ def main(folder, algorithm, requests):
     for number in range(requests):
         if number in (requests // 3, 2 * requests // 3):
             assert engine.reset_prefix_cache()
+            make_events()  # vLLM announces a reset with its next step
         tokens, salt, generate = load.next()
         end = time.monotonic() + watcher.LIMIT
         while publisher._event_queue.unfinished_tasks and time.monotonic() < end:
@@ -108,6 +112,7 @@ def main(folder, algorithm, requests):
                 "vllm_queries": metrics["vllm:prefix_cache_queries"],
                 "wrong": wrong,
                 "first_wrong": first_wrong[:5],
+                "unknown_parents": {r: w.unknown_parents for r, w in watchers.items()},
                 "batches": counted.applied + 1,
                 "resets": counted.clears,
                 "stored": index.stored_blocks,

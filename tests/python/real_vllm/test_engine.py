@@ -51,12 +51,13 @@ def test_the_index_foretells_every_hit(tmp_path, hashing, algorithm, seed):
     )
     # Every request, with hits, copies, evictions and resets among them.
     assert result["wrong"]["refcount"] == 0, result["first_wrong"]
+    assert result["unknown_parents"]["refcount"] == 0
     assert result["cached_tokens"] == result["vllm_hits"] > result["prompt_tokens"] // 10
     assert result["prompt_tokens"] == result["vllm_queries"]
     assert result["with_hits"] > REQUESTS // 4 and result["resets"] == 2 and result["skipped"] == 0
     assert result["removed"] > 100 and result["duplicates"] > 0
     # The engine's own hashes are those that llmd computes from tokens alone.
-    assert result["keys"] > 100 and result["foreign_keys"] == 0
+    assert result["keys"] > 50 and result["foreign_keys"] == 0
 
 
 def free_port():
@@ -161,14 +162,16 @@ def test_the_index_foretells_the_hits_of_a_server(tmp_path):
             removal="refcount",
         )
         try:
-            beside.joined(
-                lambda n: post(
-                    url + "/v1/completions", {"model": "m", "prompt": [3 + n] * 40, "max_tokens": 1}
-                )
-            )
+
+            def make_events(number):
+                body = {"model": "m", "prompt": [3 + number] * 40, "max_tokens": 1}
+                post(url + "/v1/completions", body)
+
+            beside.joined(make_events)
             for number in range(80):
                 if number == 50:
                     post(url + "/reset_prefix_cache")
+                    make_events(100)  # vLLM announces a reset with its next step
                 tokens, salt, generate = load.next()
                 beside.catch_up()
                 predicted = beside.predict(tokens, salt)
@@ -188,7 +191,11 @@ def test_the_index_foretells_the_hits_of_a_server(tmp_path):
             metrics = urllib.request.urlopen(url + "/metrics", timeout=30).read().decode()
             (hits,) = re.findall(r"^vllm:prefix_cache_hits_total\{.*\} (.*)$", metrics, re.M)
             assert float(hits) == cached > 1000
-            assert beside.clears == 1 and beside.index.stats().removed_blocks > 50
+            assert (
+                beside.clears == 1
+                and not beside.unknown_parents
+                and beside.index.stats().removed_blocks > 50
+            )
         finally:
             beside.close()
         assert "llmd: sha256 block hashes of requests are made in C++" in log.read_text()

@@ -22,17 +22,19 @@ class Watcher:
         self.ingestor = KvEventIngestor(self.index)
         self.publisher = self.ingestor.add_publisher("engine", model="m", gpu_removal=removal)
         self.stored, self.clears, self.applied = set(), 0, -1
+        self.unknown_parents = 0
         self._changed = threading.Condition()
         self._context = zmq.Context()
         self._replay = replay
         self.subscriber = KvEventSubscriber(live, replay=replay)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         for item in self.subscriber:
-            assert not apply_to(self.ingestor, self.publisher, item)
+            unknown_parent = apply_to(self.ingestor, self.publisher, item)
             with self._changed:
+                self.unknown_parents += unknown_parent
                 if isinstance(item, KvBatch):
                     self.applied = item.seq
                     for event in item.decode().events:

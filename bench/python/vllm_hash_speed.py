@@ -1,4 +1,4 @@
-"""Block hashes of one prompt, by llmd and by the vLLM that is installed; prints medians and their ratios.
+"""Block hashes of one prompt, by llmd and by the vLLM installed; prints medians and ratios.
 
 Usage: vllm_hash_speed.py [ROUNDS]. `make test-vllm` runs it in its environment.
 
@@ -7,7 +7,7 @@ What is measured, for 100 000 tokens in blocks of 16:
 vllm request  vLLM's own hasher of requests, as its engine calls it when a request comes in
 vllm blocks   vLLM's `hash_block_tokens` in a bare loop over blocks cut out beforehand
 array         `llmd.hash.VllmHasher.hash_blocks` of a NumPy array
-plugin        the hasher of requests after `llmd.vllm` has replaced it: the tokens are Python integers
+plugin        the hasher of requests that `llmd.vllm` puts in its place: tokens are a Python list
 
 Each round measures all of them, one after the other; a ratio is the median of the rounds' ratios.
 """
@@ -51,11 +51,17 @@ def main(rounds):
     ids = tokens.tolist()
     blocks = [ids[i : i + BLOCK] for i in range(0, TOKENS - BLOCK + 1, BLOCK)]
     request = Request(ids)
-    print(f"vLLM {__version__}, Python {sys.version.split()[0]}, {TOKENS} tokens in blocks of {BLOCK}, {rounds} rounds")
+    print(
+        f"vLLM {__version__}, Python {sys.version.split()[0]}, "
+        f"{TOKENS} tokens in blocks of {BLOCK}, {rounds} rounds"
+    )
     for name, function in hashing.find_functions().items():
         utils.init_none_hash(function)
         hasher = VllmHasher(name, block_size=BLOCK, seed="0")
-        theirs, hash_block = utils.get_request_block_hasher(BLOCK, function), utils.hash_block_tokens
+        theirs, hash_block = (
+            utils.get_request_block_hasher(BLOCK, function),
+            utils.hash_block_tokens,
+        )
 
         def chain(function=function, hash_block=hash_block):
             parent = None
@@ -84,9 +90,12 @@ def main(rounds):
 
         print(
             f"{name:12}"
-            + ", ".join(f"{way} {1e3 * statistics.median(times):.2f} ms" for way, times in took.items())
+            + ", ".join(
+                f"{way} {1e3 * statistics.median(times):.2f} ms" for way, times in took.items()
+            )
             + f"; array is {ratio('vllm request', 'array'):.1f} x vllm request, "
-            f"{ratio('vllm blocks', 'array'):.1f} x vllm blocks; plugin is {ratio('vllm request', 'plugin'):.1f} x"
+            f"{ratio('vllm blocks', 'array'):.1f} x vllm blocks; "
+            f"plugin is {ratio('vllm request', 'plugin'):.1f} x vllm request"
         )
 
 

@@ -1,4 +1,4 @@
-"""Tests against a real vLLM; scripts/test_vllm.sh makes the environment and says which release is on the path."""
+"""Tests against a real vLLM; scripts/test_vllm.sh makes the environment and names the release."""
 
 import os
 from importlib.metadata import version

@@ -1,16 +1,19 @@
-"""Runs an engine on a random load and compares each request's cached tokens with what its events foretold.
+"""Runs an engine on a random load; compares each request's cached tokens with what events foretold.
 
-Usage: engine_run.py FOLDER ALGORITHM REQUESTS. Prints one line of JSON. LLMD_VLLM_HASHING=0 leaves vLLM's hashes.
+Usage: engine_run.py FOLDER ALGORITHM REQUESTS. Prints one line of JSON. LLMD_VLLM_HASHING=0 leaves
+vLLM's own hashes.
 """
 
+import itertools
 import json
 import os
 import pathlib
 import sys
 import time
 
-os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's core in this process, to look at it
-os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
+os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = (
+    "0"  # the engine's core in this process, to look at it
+)
 BLOCK = 32  # the smallest that vLLM's attention on the CPU takes
 BLOCKS = 40
 
@@ -35,22 +38,39 @@ def main(folder, algorithm, requests):
         dtype="bfloat16",
         disable_log_stats=False,
         kv_events_config=KVEventsConfig(
-            enable_kv_cache_events=True, publisher="zmq", endpoint=live, replay_endpoint=replay, topic="kv@engine@m"
+            enable_kv_cache_events=True,
+            publisher="zmq",
+            endpoint=live,
+            replay_endpoint=replay,
+            topic="kv@engine@m",
         ),
     )
     core = engine.llm_engine.engine_core.engine_core
     publisher = core.scheduler.kv_event_publisher
     hasher = core.request_block_hasher
     watchers = {
-        removal: watcher.Watcher(live, replay, block_size=BLOCK, removal=removal) for removal in ("refcount", "set")
+        removal: watcher.Watcher(live, replay, block_size=BLOCK, removal=removal)
+        for removal in ("refcount", "set")
     }
+    cached, queries, with_hits, keys = 0, 0, 0, set()
+
+    prompts = itertools.count(3)
+
+    def make_events(_=None):
+        nonlocal queries
+        queries += 40
+        prompt = {"prompt_token_ids": [next(prompts)] * 40}
+        engine.generate([prompt], SamplingParams(max_tokens=1), use_tqdm=False)
+
+    for one in watchers.values():
+        one.joined(make_events)
     load = watcher.Load(1, BLOCK, tiny_model.VOCABULARY)
     ours = VllmHasher(algorithm, block_size=BLOCK, seed=os.environ.get("PYTHONHASHSEED"))
     wrong, first_wrong = dict.fromkeys(watchers, 0), []
-    cached, queries, with_hits, keys = 0, 0, 0, set()
     for number in range(requests):
         if number in (requests // 3, 2 * requests // 3):
             assert engine.reset_prefix_cache()
+            make_events()  # vLLM announces a reset with its next step
         tokens, salt, generate = load.next()
         end = time.monotonic() + watcher.LIMIT
         while publisher._event_queue.unfinished_tasks and time.monotonic() < end:
@@ -61,7 +81,9 @@ def main(folder, algorithm, requests):
         prompt = {"prompt_token_ids": tokens}
         if salt:
             prompt["cache_salt"] = salt
-        parameters = SamplingParams(max_tokens=generate, temperature=1.0, seed=number, ignore_eos=True)
+        parameters = SamplingParams(
+            max_tokens=generate, temperature=1.0, seed=number, ignore_eos=True
+        )
         output = engine.generate([prompt], parameters, use_tqdm=False)[0]
         for removal, value in predicted.items():
             if value != output.num_cached_tokens:
@@ -90,12 +112,14 @@ def main(folder, algorithm, requests):
                 "vllm_queries": metrics["vllm:prefix_cache_queries"],
                 "wrong": wrong,
                 "first_wrong": first_wrong[:5],
+                "unknown_parents": {r: w.unknown_parents for r, w in watchers.items()},
                 "batches": counted.applied + 1,
                 "resets": counted.clears,
                 "stored": index.stored_blocks,
                 "duplicates": index.duplicate_blocks,
                 "removed": index.removed_blocks,
-                "skipped": counted.ingestor.counters.skipped_groups + counted.ingestor.counters.skipped_sparse,
+                "skipped": counted.ingestor.counters.skipped_groups
+                + counted.ingestor.counters.skipped_sparse,
                 "foreign_keys": len(keys - counted.stored),
                 "keys": len(keys),
             }

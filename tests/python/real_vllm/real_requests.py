@@ -69,7 +69,9 @@ def make(spec, block_hasher):
     if spec.embeds:
         import torch
 
-        arguments["prompt_embeds"] = torch.arange(len(spec.tokens) * 3, dtype=torch.float32).reshape(-1, 3)
+        arguments["prompt_embeds"] = torch.arange(
+            len(spec.tokens) * 3, dtype=torch.float32
+        ).reshape(-1, 3)
     return Request(**{name: value for name, value in arguments.items() if name in _PARAMETERS})
 
 

@@ -1,7 +1,8 @@
-"""Prints what an installed package needs, one requirement a line. Usage: requires.py PACKAGE [VARIANT-OF-TORCH...]
+"""Prints what an installed package needs, one requirement a line. Usage: requires.py PACKAGE
 
-Local versions ("2.13.0+cpu") become the public ones, which the ordinary index has. Packages of PyTorch's family that a
-language model does without are left out, since only that index has them for this version.
+Local versions ("2.13.0+cpu") become the public ones, which the ordinary index has. Packages of
+PyTorch's family that a language model does without are left out: for some versions of PyTorch the
+ordinary index has none that fit.
 """
 
 import re

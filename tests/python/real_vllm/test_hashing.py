@@ -115,7 +115,9 @@ def test_lookahead_hashes_are_the_same(release):
         expected = [real_requests.hashes(spec, theirs, generated) for spec, generated in cases]
         load()
         ours = utils.get_request_block_hasher(16, function, lookahead)
-        assert [real_requests.hashes(spec, ours, generated) for spec, generated in cases] == expected
+        assert [
+            real_requests.hashes(spec, ours, generated) for spec, generated in cases
+        ] == expected
         hashing.uninstall()
         vllm.plugins.plugins_loaded = False
 
@@ -135,7 +137,7 @@ def test_an_algorithm_that_differs_stays_with_a_warning(monkeypatch, caplog):
 
 
 def test_a_request_hash_of_ours_that_differs_is_not_used(monkeypatch, caplog):
-    """As if a later vLLM chained its blocks in another way: single blocks agree, requests do not."""
+    """As if a later vLLM chained its blocks otherwise: single blocks agree, requests do not."""
     load()
     real = hashing._hasher
 
@@ -171,7 +173,9 @@ def test_extra_keys_that_hash_otherwise_stay_with_a_warning(monkeypatch, caplog)
     assert "blocks with extra keys stay in place" in caplog.text and is_ours(ours)
     theirs = ORIGINALS[1](16, function)
     for spec, generated in real_requests.random_cases(4, 40, 16):
-        assert real_requests.hashes(spec, ours, generated) == real_requests.hashes(spec, theirs, generated)
+        assert real_requests.hashes(spec, ours, generated) == real_requests.hashes(
+            spec, theirs, generated
+        )
 
 
 def test_nothing_is_replaced_when_all_differ(monkeypatch, caplog):
@@ -184,7 +188,7 @@ def test_nothing_is_replaced_when_all_differ(monkeypatch, caplog):
 
 
 def test_in_a_fresh_process_before_the_engine_is_imported():
-    """The loader runs when arguments are parsed; the engine's core is imported later and must get ours by name."""
+    """The loader runs when arguments are parsed, before the engine's core imports the names."""
     code = """
 import vllm.plugins, sys
 assert "vllm.v1.engine.core" not in sys.modules
@@ -195,7 +199,11 @@ print(core.get_request_block_hasher.__globals__["__name__"])
     for value, module in (("1", "llmd.vllm.hashing"), ("0", "vllm.v1.core.kv_cache_utils")):
         environment = {**os.environ, "LLMD_VLLM_HASHING": value}
         out = subprocess.run(
-            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=300
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert out.returncode == 0, out.stderr[-2000:]
         assert out.stdout.split()[-1] == module

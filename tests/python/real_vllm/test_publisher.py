@@ -1,4 +1,4 @@
-"""The subscriber of llmd.vllm.events against vLLM's own ZmqEventPublisher, with its msgspec classes."""
+"""The subscriber of llmd.vllm.events against vLLM's own ZmqEventPublisher and msgspec classes."""
 
 import asyncio
 import inspect
@@ -42,7 +42,11 @@ class Engine:
 
     def __init__(self, live, replay, **options):
         self.publisher = ZmqEventPublisher(
-            data_parallel_rank=0, endpoint=live, replay_endpoint=replay, topic="kv@10.0.0.1:8000@m", **options
+            data_parallel_rank=0,
+            endpoint=live,
+            replay_endpoint=replay,
+            topic="kv@10.0.0.1:8000@m",
+            **options,
         )
         pub, router = self.publisher._pub, self.publisher._replay
         self.live = pub.getsockopt_string(zmq.LAST_ENDPOINT)
@@ -102,7 +106,8 @@ def stored(hashes, tokens, parent=None, **more):
 def removed(hashes, **more):
     values = {"medium": "GPU", **more}
     return BlockRemoved(
-        block_hashes=hashes, **{name: value for name, value in values.items() if name in REMOVED_FIELDS}
+        block_hashes=hashes,
+        **{name: value for name, value in values.items() if name in REMOVED_FIELDS},
     )
 
 
@@ -118,7 +123,9 @@ def random_event(rng):
     if rng.random() < 0.05:
         return AllBlocksCleared()
     parent = rng.choice((None, random_hash(rng, as_bytes)))
-    tokens = [rng.choice((rng.randrange(100), rng.getrandbits(32))) for _ in range(16 * len(hashes))]
+    tokens = [
+        rng.choice((rng.randrange(100), rng.getrandbits(32))) for _ in range(16 * len(hashes))
+    ]
     extra = [rng.choice((None, ("sql",), (("f" * 64, -3), "salt"), (b"\1" * 32,))) for _ in hashes]
     return stored(
         hashes,
@@ -198,14 +205,20 @@ def test_every_event_is_read_as_it_was_made(engine):
         for _ in range(200):
             publisher.publish(*(random_event(rng) for _ in range(rng.randrange(5))))
         items += take(subscriber, len(publisher.sent) - 1)
-        assert seqs([i for i in items if isinstance(i, KvBatch)]) == list(range(len(publisher.sent)))
+        assert seqs([i for i in items if isinstance(i, KvBatch)]) == list(
+            range(len(publisher.sent))
+        )
         assert subscriber.malformed == 0
     for item in items:
         if isinstance(item, KvClear):
             continue
         batch, sent = item.decode(), publisher.sent[item.seq]
         assert item.topic == "kv@10.0.0.1:8000@m" or not item.topic  # old replays have no topic
-        assert batch.timestamp == sent.ts and batch.data_parallel_rank == 0 and batch.skipped_events == 0
+        assert (
+            batch.timestamp == sent.ts
+            and batch.data_parallel_rank == 0
+            and batch.skipped_events == 0
+        )
         assert len(batch.events) == len(sent.events)
         for ours, theirs in zip(batch.events, sent.events, strict=True):
             assert_same(ours, theirs)
@@ -229,7 +242,9 @@ def test_a_gap_is_replayed_by_vllm(engine):
 
 def test_a_gap_that_vllm_no_longer_has_clears(engine):
     publisher = engine(buffer_steps=4)
-    with KvEventSubscriber(publisher.live, replay=publisher.replay, mode="best_effort") as subscriber:
+    with KvEventSubscriber(
+        publisher.live, replay=publisher.replay, mode="best_effort"
+    ) as subscriber:
         join(publisher, subscriber)
         for n in range(10):
             publisher.lose(stored([n], [1, 2]))

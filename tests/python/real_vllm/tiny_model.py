@@ -1,4 +1,4 @@
-"""A Llama of random weights and a tokenizer of 512 words, written to a folder; nothing is downloaded."""
+"""A Llama of random weights and a tokenizer of 512 words; nothing is downloaded."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""A subscriber and an index beside an engine, and a random load whose cache hits they must predict."""
+"""A subscriber and an index beside an engine, and a random load whose hits they must predict."""
 
 import random
 import threading
@@ -22,17 +22,19 @@ class Watcher:
         self.ingestor = KvEventIngestor(self.index)
         self.publisher = self.ingestor.add_publisher("engine", model="m", gpu_removal=removal)
         self.stored, self.clears, self.applied = set(), 0, -1
+        self.unknown_parents = 0
         self._changed = threading.Condition()
         self._context = zmq.Context()
         self._replay = replay
         self.subscriber = KvEventSubscriber(live, replay=replay)
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
     def _run(self):
         for item in self.subscriber:
-            assert not apply_to(self.ingestor, self.publisher, item)
+            unknown_parent = apply_to(self.ingestor, self.publisher, item)
             with self._changed:
+                self.unknown_parents += unknown_parent
                 if isinstance(item, KvBatch):
                     self.applied = item.seq
                     for event in item.decode().events:
@@ -44,22 +46,42 @@ class Watcher:
                 self._changed.notify_all()
 
     def predict(self, tokens, salt=""):
-        """Tokens that the engine will take from its cache; it always computes the last one itself."""
+        """Tokens that the engine will take from its cache; the last one it always computes."""
         keys = llmd_hash.content_keys(tokens, block_size=self.block_size, cache_salt=salt)
         match = self.index.match(request_namespace("m", block_size=self.block_size), keys)
         depth = self.index.by_endpoint(match).get("engine", 0)
         return min(depth, (len(tokens) - 1) // self.block_size) * self.block_size
 
+    def joined(self, make_events):
+        """Until two batches came one after the other: the first may have been replayed.
+
+        What is published while a subscription is made is lost until the next batch.
+        """
+        came = 0
+        for number in range(60):
+            make_events(number)
+            latest = self._latest()
+            with self._changed:
+                heard = self._changed.wait_for(
+                    lambda latest=latest: self.applied >= latest >= 0, 1.0
+                )
+            came = came + 1 if heard else 0
+            if came == 2:
+                return
+        raise AssertionError("no batch came")
+
     def wait_for(self, seq):
         """Until batch `seq` is in the index."""
         with self._changed:
-            assert self._changed.wait_for(lambda: self.applied >= seq, LIMIT), f"batch {seq} did not come"
+            assert self._changed.wait_for(
+                lambda: self.applied >= seq, LIMIT
+            ), f"batch {seq} did not come"
 
     def catch_up(self):
         """Until all that the engine has published is in the index.
 
-        Its publisher takes one batch from its queue between two replays: when both end at the same number, the queue
-        was empty in between.
+        Its publisher takes one batch from its queue between two replays: when both end at the same
+        number, the queue was empty in between.
         """
         last, end = None, time.monotonic() + LIMIT
         while time.monotonic() < end:
@@ -89,7 +111,7 @@ class Watcher:
 
 
 class Load:
-    """Random prompts of families that share prefixes; many are repeated, some at the end of a block."""
+    """Random prompts of families that share prefixes; many are repeated, many end with a block."""
 
     def __init__(self, seed, block_size, vocabulary):
         self.rng, self.block_size, self.vocabulary = random.Random(seed), block_size, vocabulary

@@ -29,6 +29,7 @@ std::string TypeName(py::handle object) { return Py_TYPE(object.ptr())->tp_name;
 template <typename T>
 std::span<const T> Items(const Py_buffer& view, std::vector<T>& copy) {
   const std::size_t count = view.len / sizeof(T);
+  if (count == 0) return {};
   if (reinterpret_cast<std::uintptr_t>(view.buf) % alignof(T) == 0) {
     return {static_cast<const T*>(view.buf), count};
   }

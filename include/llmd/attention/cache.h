@@ -33,7 +33,8 @@ typedef struct llmd_append_kv_args {
 
 /* Copies blocks inside a cache, all layers in one launch. `bases` is a device array of 2 * num_layers base pointers
    (K and V of each layer); block i of a base begins at base + i * page_stride_bytes and has block_bytes contiguous
-   bytes. `pairs` [num_pairs][2] = (source, destination) in device memory. Sources and destinations are disjoint. */
+   bytes; bases and both sizes are multiples of 16. `pairs` [num_pairs][2] = (source, destination) in device memory.
+   Sources and destinations are disjoint. */
 typedef struct llmd_copy_blocks_args {
   void* const* bases;
   int32_t num_bases;

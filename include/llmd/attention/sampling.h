@@ -31,7 +31,8 @@ typedef struct llmd_sample_args {
   const uint64_t* request_ids; /* null: the row number */
   const uint64_t* steps;       /* null: 0 */
   int32_t* tokens;             /* [B] */
-  float* logprobs; /* [B] ln of the token's probability after temperature, before filters; may be null */
+  /* [B] ln of the token's probability after temperature (0: as with 1), before filters; may be null. */
+  float* logprobs;
 } llmd_sample_args;
 
 #ifdef __cplusplus

@@ -1,5 +1,5 @@
-// merge_states (spec 2.3): a thread has 4 elements of a row and goes through the row's parts in index order. The
-// log-sums of a row are read by each of its threads: they come from the first-level cache.
+// merge_states (spec 2.3): a thread has 4 elements of a row and goes through the row's parts in index order.
+// The log-sums of a row are read by each of its threads: they come from the first-level cache.
 #include <algorithm>
 #include <cmath>
 
@@ -106,7 +106,8 @@ llmd_code MergeStates(const llmd_merge_states_args& args, llmd_stream stream) {
       code = vectors ? Run<In, Out, kVector>(args, stream) : Run<In, Out, 1>(args, stream);
     });
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "merge_states: no kernel for this dtype of partial results");
+  if (!known)
+    return attention::Fail(LLMD_UNSUPPORTED, "merge_states: no kernel for this dtype of partial results");
   return code;
 }
 

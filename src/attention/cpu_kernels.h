@@ -51,6 +51,10 @@ struct KernelTable {
   void (*scale)(const float* x, const float* weight, float factor, int64_t count, float* to);
 };
 
+extern const KernelTable kBaseKernels;  // for every processor
+extern const KernelTable kAvx2Kernels;  // on other processors than x86-64, the same again
+
+// The best this processor has, or the base with LLMD_CPU_KERNELS=base.
 const KernelTable& Kernels();
 
 }  // namespace llmd::attention::cpu

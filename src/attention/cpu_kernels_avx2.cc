@@ -2,7 +2,6 @@
 
 namespace llmd::attention::cpu {
 
-extern const KernelTable kAvx2Kernels;
 const KernelTable kAvx2Kernels = TableNamed("avx2");
 
 }  // namespace llmd::attention::cpu

@@ -1,4 +1,5 @@
-// append_kv against the reference: the whole pool must come out with the same bytes, written and untouched ones.
+// append_kv against the reference: the whole pool must come out with the same bytes, written and untouched
+// ones.
 #include <algorithm>
 #include <array>
 
@@ -23,8 +24,8 @@ class AppendTest : public DeviceTest {
  protected:
   // New tokens of a fused [T, (Hq + 2 Hkv) * D] tensor, placed at random.
   void Run(const AppendCase& c) {
-    SCOPED_TRACE(std::string(attention::NameOf(c.dtype)) + " to " + attention::NameOf(c.pool.dtype) + " layout " +
-                 std::to_string(static_cast<int>(c.pool.layout)) + " placing " +
+    SCOPED_TRACE(std::string(attention::NameOf(c.dtype)) + " to " + attention::NameOf(c.pool.dtype) +
+                 " layout " + std::to_string(static_cast<int>(c.pool.layout)) + " placing " +
                  std::to_string(static_cast<int>(c.placing)) + " tokens " + std::to_string(c.tokens) + " D " +
                  std::to_string(c.pool.head_dim) + " shift " + std::to_string(c.shift));
     Pool pool(c.pool, random_);
@@ -33,12 +34,15 @@ class AppendTest : public DeviceTest {
     const int64_t size = static_cast<int64_t>(attention::SizeOf(c.dtype));
     Buffer qkv((c.tokens * row + c.shift) * size);
     FillNormal(qkv, c.dtype, random_, 3);
-    if (c.tokens > 1) attention::StoreElement(c.dtype, qkv.at(Side::kHost), c.shift + 2 * c.pool.heads * d, 1e9f);
+    if (c.tokens > 1)
+      attention::StoreElement(c.dtype, qkv.at(Side::kHost), c.shift + 2 * c.pool.heads * d, 1e9f);
     qkv.Upload();
 
     const std::vector<int64_t> order = Permutation(pool.slots(), random_);
-    Buffer slots(c.tokens * sizeof(int64_t)), batch(c.tokens * sizeof(int32_t)), positions(c.tokens * sizeof(int32_t));
-    // Request b has every page p with p % 3 == b, in a random order, as a row of the table or a run of the list.
+    Buffer slots(c.tokens * sizeof(int64_t)), batch(c.tokens * sizeof(int32_t)),
+        positions(c.tokens * sizeof(int32_t));
+    // Request b has every page p with p % 3 == b, in a random order, as a row of the table or a run of the
+    // list.
     const int64_t pages = c.pool.pages, requests = 3, stride = pages + 5;
     Buffer table(requests * stride * sizeof(int32_t)), indptr((requests + 1) * sizeof(int32_t));
     Buffer last(requests * sizeof(int32_t));
@@ -98,12 +102,15 @@ TEST_F(AppendTest, Small) { Run({}); }
 
 TEST_F(AppendTest, SmallFp8) { Run({.pool = {.dtype = LLMD_E4M3, .scales = 2}, .placing = Placing::kTable}); }
 
-TEST_F(AppendTest, SmallScalar) { Run({.pool = {.head_dim = 24}, .dtype = LLMD_F32, .tokens = 5, .shift = 1}); }
+TEST_F(AppendTest, SmallScalar) {
+  Run({.pool = {.head_dim = 24}, .dtype = LLMD_F32, .tokens = 5, .shift = 1});
+}
 
 TEST_F(AppendTest, EveryTypeLayoutAndPlacing) {
   for (llmd_dtype dtype : {LLMD_F32, LLMD_F16, LLMD_BF16}) {
     for (llmd_dtype cache : {LLMD_F16, LLMD_BF16, LLMD_E4M3}) {
-      for (Layout layout : {Layout::kNhd, Layout::kHnd, Layout::kNhdPacked, Layout::kHndPacked, Layout::kRows}) {
+      for (Layout layout :
+           {Layout::kNhd, Layout::kHnd, Layout::kNhdPacked, Layout::kHndPacked, Layout::kRows}) {
         for (Placing placing : {Placing::kSlots, Placing::kTable, Placing::kCsr}) {
           Run({.pool = {.layout = layout, .dtype = cache, .heads = 3, .scales = cache == LLMD_E4M3 ? 2 : 0},
                .dtype = dtype,
@@ -143,7 +150,8 @@ TEST_F(AppendTest, SmallErrors) {
   Pool pool(shape, random_);
   const int tokens = 6;
   const int64_t row = shape.heads * shape.head_dim;
-  Buffer k(tokens * row * 2), slots(tokens * 8), error(3 * 8), batch(tokens * 4), positions(tokens * 4), table(4 * 4);
+  Buffer k(tokens * row * 2), slots(tokens * 8), error(3 * 8), batch(tokens * 4), positions(tokens * 4),
+      table(4 * 4);
   FillNormal(k, LLMD_BF16, random_);
   k.Upload();
   struct Bad {

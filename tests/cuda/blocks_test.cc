@@ -1,4 +1,5 @@
-// copy_blocks, gather_blocks and scatter_blocks: bytes are the same as the reference's, in the pools and outside.
+// copy_blocks, gather_blocks and scatter_blocks: bytes are the same as the reference's, in the pools and
+// outside.
 #include <algorithm>
 #include <memory>
 
@@ -24,7 +25,8 @@ class BlocksTest : public DeviceTest {
     for (int i = 0; i < c.num_bases; ++i) {
       pools_.push_back(std::make_unique<Buffer>(c.pages * (c.block_bytes + c.gap)));
       Buffer& pool = *pools_.back();
-      for (size_t j = 0; j < pool.size(); ++j) pool.host<unsigned char>()[j] = static_cast<unsigned char>(random_());
+      for (size_t j = 0; j < pool.size(); ++j)
+        pool.host<unsigned char>()[j] = static_cast<unsigned char>(random_());
       pool.Upload();
       host_bases_.push_back(pool.at(Side::kHost));
       bases_->host<void*>()[i] = pool.at(Side::kDevice);
@@ -101,7 +103,8 @@ TEST_F(BlocksTest, Sizes) {
   for (int64_t block_bytes : {16, 48, 256, 4096, 16384, 16400, 131072}) {
     for (int num_bases : {1, 2, 7}) {
       for (int num_blocks : {1, 3, 6}) {
-        const BlocksCase c = {.num_bases = num_bases, .block_bytes = block_bytes, .gap = 32, .num_blocks = num_blocks};
+        const BlocksCase c = {
+            .num_bases = num_bases, .block_bytes = block_bytes, .gap = 32, .num_blocks = num_blocks};
         GatherAndScatter(c);
         Copy(c);
       }

@@ -86,7 +86,8 @@ Tolerance ToleranceOf(llmd_dtype dtype) {
   return {0, 0};
 }
 
-void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolerance, const std::string& what) {
+void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolerance,
+                 const std::string& what) {
   const std::vector<unsigned char> out = buffer.Download();
   const size_t size = attention::SizeOf(dtype);
   const int64_t elements = static_cast<int64_t>(out.size() / size);
@@ -101,7 +102,8 @@ void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolera
         const bool poison = std::all_of(buffer.host<unsigned char>() + i * size,
                                         buffer.host<unsigned char>() + (i + 1) * size,
                                         [](unsigned char byte) { return byte == 0xff; });
-        const bool same = std::memcmp(out.data() + i * size, buffer.host<unsigned char>() + i * size, size) == 0;
+        const bool same =
+            std::memcmp(out.data() + i * size, buffer.host<unsigned char>() + i * size, size) == 0;
         if (same || (!poison && std::isnan(expected) && std::isnan(got))) continue;
       } else if (std::isfinite(got)) {
         error += (got - expected) * (got - expected);
@@ -118,7 +120,8 @@ void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolera
       worst_row = begin / row;
     }
   }
-  EXPECT_EQ(bad, 0) << what << ": elements that are not finite, or were not to be written; the first is " << first_bad;
+  EXPECT_EQ(bad, 0) << what << ": elements that are not finite, or were not to be written; the first is "
+                    << first_bad;
   const double overall = all_error == 0 ? 0 : std::sqrt(all_error / std::max(all_norm, 1e-30));
   EXPECT_LE(overall, tolerance.overall) << what;
   EXPECT_LE(worst, tolerance.worst_row) << what << ": row " << worst_row;

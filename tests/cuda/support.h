@@ -1,5 +1,6 @@
-// What tests of kernels need: memory that exists twice (host for the reference backend, device for the kernels), with
-// guard bands on the device, random and poisoned contents, comparison by relative norms, graphs.
+// What tests of kernels need: memory that exists twice (host for the reference backend, device for the
+// kernels), with guard bands on the device, random and poisoned contents, comparison by relative norms,
+// graphs.
 #ifndef LLMD_TESTS_CUDA_SUPPORT_H_
 #define LLMD_TESTS_CUDA_SUPPORT_H_
 
@@ -24,7 +25,8 @@ void Must(cudaError_t error, const char* what);
 
 class Buffer {
  public:
-  // All bytes are 0xff: NaN in every float type, -1 as a number. `offset`: of its address from a multiple of 256.
+  // All bytes are 0xff: NaN in every float type, -1 as a number. `offset`: of its address from a multiple of
+  // 256.
   explicit Buffer(size_t bytes, size_t offset = 0);
   ~Buffer();
   Buffer(const Buffer&) = delete;
@@ -41,7 +43,7 @@ class Buffer {
     return as<T>(Side::kHost);
   }
 
-  void Upload();                         // what the host has, and new guards
+  void Upload();                          // what the host has, and new guards
   std::vector<unsigned char> Download();  // what the device has; a test fails if a guard is hurt
 
  private:
@@ -50,9 +52,10 @@ class Buffer {
   unsigned char* device_ = nullptr;
 };
 
-// Elements of `dtype`, drawn from a normal distribution. `first` and `count` in elements; count < 0: to the end.
-void FillNormal(Buffer& buffer, llmd_dtype dtype, std::mt19937_64& random, float deviation = 1, int64_t first = 0,
-                int64_t count = -1);
+// Elements of `dtype`, drawn from a normal distribution. `first` and `count` in elements; count < 0: to the
+// end.
+void FillNormal(Buffer& buffer, llmd_dtype dtype, std::mt19937_64& random, float deviation = 1,
+                int64_t first = 0, int64_t count = -1);
 
 // Bytes equal to the host's (the reference's) everywhere. Downloads and checks guards.
 void ExpectSame(Buffer& buffer, const std::string& what);
@@ -63,8 +66,8 @@ struct Tolerance {
 };
 Tolerance ToleranceOf(llmd_dtype dtype);
 
-// Numbers near the host's; elements that the reference left as poison must still be poison, and others finite where the
-// reference is. `row` elements are one row.
+// Numbers near the host's; elements that the reference left as poison must still be poison, and others finite
+// where the reference is. `row` elements are one row.
 void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolerance, const std::string& what);
 
 class DeviceTest : public ::testing::Test {
@@ -72,8 +75,8 @@ class DeviceTest : public ::testing::Test {
   void SetUp() override;
   void TearDown() override;
 
-  // Runs a call on the reference with host pointers and on the kernels with device pointers; both must succeed.
-  // `make(side)` returns the arguments.
+  // Runs a call on the reference with host pointers and on the kernels with device pointers; both must
+  // succeed. `make(side)` returns the arguments.
   template <typename Args, typename Make>
   void RunBoth(llmd_code (*llmd_attention_backend::*function)(const Args*, llmd_stream), Make&& make) {
     const Args host = make(Side::kHost);

@@ -86,6 +86,7 @@ struct Row {
   uint32_t max_key;
   float max_logit;
   float temperature;
+  float log2_scale;     // log2(e) / temperature
   uint64_t min_weight;  // of min_p
 
   static constexpr int N = 16 / sizeof(T);
@@ -106,7 +107,7 @@ struct Row {
   __device__ uint64_t Weight(uint32_t key) const {
     if (key == max_key) return uint64_t{1} << kUnitBits;
     if (key <= kKeyOfMinusInfinity<T>) return 0;
-    const float e = expf((LogitOf<T>(key) - max_logit) / temperature);
+    const float e = exp2f((LogitOf<T>(key) - max_logit) * log2_scale);
     const uint32_t bits = __float_as_uint(e);
     const uint32_t down = 127 - (bits >> 23);
     const uint64_t mantissa = (bits & 0x7fffff) | 0x800000;
@@ -403,6 +404,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
   if (greedy && threadIdx.x == 0) args.tokens[b] = best_id;
   if (greedy && logprob == nullptr) return;
   row.temperature = greedy ? 1.0f : temperature;
+  row.log2_scale = 1.44269504f / row.temperature;
   row.min_weight = 0;
   if (greedy) {  // the same sums, of the whole row
     uint64_t all = 0;

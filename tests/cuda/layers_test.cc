@@ -1,6 +1,7 @@
 // rms_norm and silu_and_mul against the reference.
 #include <algorithm>
 
+#include "src/attention/check.h"
 #include "src/attention/numeric.h"
 #include "tests/cuda/support.h"
 

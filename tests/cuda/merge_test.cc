@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "src/attention/check.h"
 #include "src/attention/numeric.h"
 #include "tests/cuda/support.h"
 

@@ -1,6 +1,7 @@
 // rope and rope_append against the reference, which turns in double.
 #include <algorithm>
 
+#include "src/attention/check.h"
 #include "src/attention/numeric.h"
 #include "tests/cuda/pool.h"
 #include "tests/cuda/support.h"
@@ -159,15 +160,15 @@ TEST_F(RopeTest, EveryForm) {
 }
 
 TEST_F(RopeTest, Shapes) {
-  for (const auto [head_dim, rotary_dim] : {std::pair{64, 64},
-                                            {64, 32},
-                                            {80, 80},
-                                            {96, 48},
-                                            {128, 64},
-                                            {256, 256},
-                                            {512, 512},
-                                            {128, 6},
-                                            {7, 4}}) {
+  for (const auto& [head_dim, rotary_dim] : {std::pair{64, 64},
+                                             {64, 32},
+                                             {80, 80},
+                                             {96, 48},
+                                             {128, 64},
+                                             {256, 256},
+                                             {512, 512},
+                                             {128, 6},
+                                             {7, 4}}) {
     for (int interleaved : {0, 1}) {
       for (int kv_heads : {0, 1, 3}) {
         for (int tokens : {1, 2, 40}) {

@@ -18,8 +18,8 @@ std::string Dim(const dim3& d) {
 
 llmd_code DeviceError(cudaError_t error, const std::string& what) {
   (void)cudaGetLastError();  // so that the next launch does not report it as its own
-  return attention::Fail(LLMD_DEVICE_ERROR, what + ": " + cudaGetErrorString(error) + " (" +
-                                                cudaGetErrorName(error) + ")");
+  return attention::Fail(LLMD_DEVICE_ERROR,
+                         what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
 const Device* CurrentDevice() {

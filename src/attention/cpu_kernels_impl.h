@@ -225,16 +225,52 @@ struct Block {
   uint32_t bad = 0;  // keys on pages that are none
 };
 
+// One key after the other.
+class Walk {
+ public:
+  LLMD_INLINE Walk(const Part& part, int64_t key)
+      : part_(part), index_(key / part.cache->page_size), offset_(key % part.cache->page_size) {}
+
+  LLMD_INLINE int32_t page() const { return part_.pages[index_]; }
+  LLMD_INLINE void Next() {
+    if (++offset_ == part_.cache->page_size) {
+      offset_ = 0;
+      ++index_;
+    }
+  }
+  template <int kSize>
+  LLMD_INLINE const char* Address(const void* base, const llmd_kv_strides& s) const {
+    return static_cast<const char*>(base) +
+           (page() * s.page + offset_ * s.token + part_.kv_head * s.head) * kSize;
+  }
+  template <int kSize>
+  LLMD_INLINE void Prefetch() const {
+    const llmd_kv_cache& cache = *part_.cache;
+    if (part_.validate && (page() < 0 || page() >= cache.num_pages)) return;
+    const char* k = Address<kSize>(cache.k, cache.k_strides);
+    const char* v = Address<kSize>(cache.v, cache.v_strides);
+    for (int i = 0; i < cache.head_dim * kSize; i += 64) {
+      __builtin_prefetch(k + i, 0, 2);
+      __builtin_prefetch(v + i, 0, 2);
+    }
+  }
+
+ private:
+  const Part& part_;
+  int64_t index_, offset_;
+};
+
 // Keys [first, first + count) as floats.
 template <llmd_dtype kType>
 LLMD_INLINE Block LoadBlock(const Part& part, int64_t first, int count, int padded) {
   const llmd_kv_cache& cache = *part.cache;
   const int dim = cache.head_dim;
   Block block{count};
-  int64_t index = first / cache.page_size;
-  int64_t offset = first % cache.page_size;
-  for (int j = 0; j < count; ++j) {
-    const int32_t page = part.pages[index];
+  Walk at(part, first);
+  Walk ahead(part, first + kBlockKeys);  // the next block, to be near when it is needed
+  for (int j = 0; j < count; ++j, at.Next(), ahead.Next()) {
+    if (first + kBlockKeys + j < part.last) ahead.template Prefetch<Format<kType>::kSize>();
+    const int32_t page = at.page();
     float* k = part.k + j * padded;
     float* v = part.v + j * padded;
     if (part.validate && (page < 0 || page >= cache.num_pages)) {
@@ -242,16 +278,8 @@ LLMD_INLINE Block LoadBlock(const Part& part, int64_t first, int count, int padd
       std::memset(k, 0, padded * sizeof(float));
       std::memset(v, 0, padded * sizeof(float));
     } else {
-      const auto at = [&](const void* base, const llmd_kv_strides& s) {
-        return static_cast<const char*>(base) +
-               (page * s.page + offset * s.token + part.kv_head * s.head) * Format<kType>::kSize;
-      };
-      ReadRow<kType>(at(cache.k, cache.k_strides), dim, k);
-      ReadRow<kType>(at(cache.v, cache.v_strides), dim, v);
-    }
-    if (++offset == cache.page_size) {
-      offset = 0;
-      ++index;
+      ReadRow<kType>(at.template Address<Format<kType>::kSize>(cache.k, cache.k_strides), dim, k);
+      ReadRow<kType>(at.template Address<Format<kType>::kSize>(cache.v, cache.v_strides), dim, v);
     }
   }
   return block;

@@ -57,7 +57,7 @@ Row Compute(const llmd_attention_args& args, const Request& request, int64_t i, 
       dot += q[d] * (double{LoadElement(cache.dtype, cache.k, k_at + d)} * k_scale);
     }
     keys.push_back({page, offset, args.scale * dot});
-    top = std::max(top, keys.back().score);
+    if (!(keys.back().score <= top)) top = keys.back().score;  // NaN as well
   }
   Row row{std::vector<double>(dim, 0.0)};
   if (args.sinks != nullptr) top = std::max(top, double{args.sinks[head]});

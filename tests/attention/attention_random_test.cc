@@ -140,7 +140,7 @@ TEST(CpuAttention, RandomCases) {
     c.fixed_split = pick(0, 2) == 0 ? 64 * pick(1, 4) : 0;
     c.peak = pick(0, 3) == 0 ? 40 : 1;
     c.head_scales = pick(0, 1) == 1;
-    c.flags = static_cast<uint32_t>(pick(0, 3));
+    c.flags = static_cast<uint32_t>(pick(0, 7));
     c.padding_rows = pick(0, 3);
     const int batch = pick(0, 5);
     for (int b = 0; b < batch; ++b) {

@@ -35,6 +35,7 @@ struct Launch {
   size_t shared_bytes = 0;
   llmd_stream stream = nullptr;
   unsigned cluster = 1;  // blocks a cluster along x
+  bool early_start = false;  // programmatic dependent launch
 };
 
 // Enqueues `kernel(args...)`. More than 48 KB of shared memory must have been allowed with AllowShared().

@@ -422,7 +422,7 @@ llmd_code Check(const llmd_attention_args& args) {
   rules.Float("", "o_dtype", args.o_dtype, /*f32=*/true);
   rules.Finite("", "scale", args.scale);
   rules.Optional("", "sinks", args.sinks, 4);
-  constexpr uint32_t kFlags = LLMD_VALIDATE | LLMD_ZERO_PADDING;
+  constexpr uint32_t kFlags = LLMD_VALIDATE | LLMD_ZERO_PADDING | LLMD_EARLY_START;
   if ((args.flags & ~kFlags) != 0)
     rules.Broken("", "flags", " is " + Text(args.flags) + ", has unknown bits");
   if (!rules.ok() || args.num_tokens == 0) return rules.code();

@@ -41,9 +41,7 @@ class PieceEnd {
       Traits::TeamSync();
       if (row < rows_) MergeWarps(row, warp, lane, value_scale);
     }
-#ifndef X_NOARRIVE
     if (parts_ > 1) Arrive();
-#endif
   }
 
  private:

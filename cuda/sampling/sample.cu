@@ -319,6 +319,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
     return before >= threshold.equals ? 0 : min(here, threshold.equals - before);
   };
   uint64_t total = 0, before = 0;
+#pragma unroll 1
   for (int w = 0; w < kWarps; ++w) {
     total += shared->warp_weight[w] + kept_equals(before, shared->warp_equals[w]) * each;
     before += shared->warp_equals[w];
@@ -327,6 +328,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
   uint64_t running = 0;
   before = 0;
   int chosen = -1;
+#pragma unroll 1
   for (int w = 0; w < kWarps; ++w) {
     const uint64_t weight = shared->warp_weight[w] + kept_equals(before, shared->warp_equals[w]) * each;
     if (draw < running + weight) {

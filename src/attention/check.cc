@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -16,6 +17,20 @@ std::string& Message() {
 template <typename Number>
 std::string Text(Number value) {
   return std::to_string(value);
+}
+
+// An enumeration's value as C may have set it. Until it is known to be one of the enumerators, C++ must not
+// read it as what it claims to be.
+template <typename Enum>
+int Value(const Enum& value) {
+  int number;
+  static_assert(sizeof number == sizeof value);
+  std::memcpy(&number, &value, sizeof number);
+  return number;
+}
+
+const char* Name(int dtype) {
+  return dtype >= LLMD_F32 && dtype <= LLMD_E4M3 ? NameOf(static_cast<llmd_dtype>(dtype)) : "no dtype";
 }
 
 // The product of non-negative factors, or -1 if it is past 2^63 - 1.
@@ -72,10 +87,16 @@ class Rules {
     }
   }
 
-  void Float(const char* group, const char* name, llmd_dtype dtype, bool f32) {
-    if (dtype == LLMD_F16 || dtype == LLMD_BF16 || (f32 && dtype == LLMD_F32)) return;
+  void Float(const char* group, const char* name, const llmd_dtype& dtype, bool f32) {
+    const int value = Value(dtype);
+    if (value == LLMD_F16 || value == LLMD_BF16 || (f32 && value == LLMD_F32)) return;
     Broken(group, name,
-           std::string(" is ") + NameOf(dtype) + ", must be " + (f32 ? "f32, " : "") + "f16 or bf16");
+           std::string(" is ") + Name(value) + ", must be " + (f32 ? "f32, " : "") + "f16 or bf16");
+  }
+  void Stored(const char* group, const char* name, const llmd_dtype& dtype) {
+    const int value = Value(dtype);
+    if (value == LLMD_F16 || value == LLMD_BF16 || value == LLMD_E4M3) return;
+    Broken(group, name, std::string(" is ") + Name(value) + ", must be f16, bf16 or e4m3");
   }
 
   // [tokens, heads, dim] that is read: rows may repeat, but lie inside 2^63 bytes.
@@ -165,10 +186,7 @@ void CheckPool(Rules& rules, const char* base_name, const void* base, const char
 }
 
 void CheckCache(Rules& rules, const llmd_kv_cache& cache) {
-  if (cache.dtype != LLMD_F16 && cache.dtype != LLMD_BF16 && cache.dtype != LLMD_E4M3) {
-    rules.Broken("cache.", "dtype",
-                 std::string(" is ") + NameOf(cache.dtype) + ", must be f16, bf16 or e4m3");
-  }
+  rules.Stored("cache.", "dtype", cache.dtype);
   rules.AtLeast("cache.", "num_pages", cache.num_pages, 1);
   rules.AtMost("cache.", "num_pages", cache.num_pages, std::numeric_limits<int32_t>::max(),
                " (pages are int32)");
@@ -209,8 +227,8 @@ void CheckPages(Rules& rules, const llmd_page_list& list, int64_t batch, bool le
 }
 
 void CheckShape(Rules& rules, const llmd_attention_shape& shape) {
-  if (shape.mode != LLMD_DECODE && shape.mode != LLMD_PREFILL && shape.mode != LLMD_MIXED) {
-    rules.Broken("shape.", "mode", " is " + Text(shape.mode) + ", must be decode, prefill or mixed");
+  if (const int mode = Value(shape.mode); mode != LLMD_DECODE && mode != LLMD_PREFILL && mode != LLMD_MIXED) {
+    return rules.Broken("shape.", "mode", " is " + Text(mode) + ", must be decode, prefill or mixed");
   }
   rules.AtLeast("shape.", "max_batch", shape.max_batch, 1);
   if (shape.mode != LLMD_DECODE) rules.AtLeast("shape.", "max_tokens", shape.max_tokens, 1);
@@ -223,10 +241,7 @@ void CheckShape(Rules& rules, const llmd_attention_shape& shape) {
                  " is " + Text(shape.num_q_heads) + ", must be a multiple of num_kv_heads, " +
                      Text(shape.num_kv_heads));
   }
-  if (shape.kv_dtype != LLMD_F16 && shape.kv_dtype != LLMD_BF16 && shape.kv_dtype != LLMD_E4M3) {
-    rules.Broken("shape.", "kv_dtype",
-                 std::string(" is ") + NameOf(shape.kv_dtype) + ", must be f16, bf16 or e4m3");
-  }
+  rules.Stored("shape.", "kv_dtype", shape.kv_dtype);
   rules.AtLeast("shape.", "fixed_split", shape.fixed_split, 0);
   rules.MultipleOf("shape.", "fixed_split", shape.fixed_split, 64);
   if (shape.fixed_split > 0) rules.AtLeast("shape.", "max_kv_tokens", shape.max_kv_tokens, 1);
@@ -241,6 +256,7 @@ void CheckShape(Rules& rules, const llmd_attention_shape& shape) {
 void CheckCommon(Rules& rules, const llmd_attention_shape& shape, int32_t batch, const llmd_page_list& pages,
                  const int32_t* q_start, const void* workspace) {
   CheckShape(rules, shape);
+  if (!rules.ok()) return;
   rules.AtLeast("", "batch", batch, 0);
   rules.AtMost("", "batch", batch, shape.max_batch, ", shape.max_batch");
   CheckPages(rules, pages, batch, /*lengths=*/true);
@@ -398,6 +414,7 @@ llmd_code Check(const llmd_attention_args& args) {
   Rules rules("attention");
   const llmd_attention_shape& shape = args.shape;
   CheckCommon(rules, shape, args.batch, args.pages, args.q_start, args.workspace);
+  if (!rules.ok()) return rules.code();
   if (shape.mode == LLMD_DECODE) {
     rules.Equal("", "num_tokens", args.num_tokens, args.batch, "batch in decode");
   } else {
@@ -405,6 +422,9 @@ llmd_code Check(const llmd_attention_args& args) {
     rules.AtMost("", "num_tokens", args.num_tokens, shape.max_tokens, ", shape.max_tokens");
   }
   CheckCache(rules, args.cache);
+  rules.Float("", "q_dtype", args.q_dtype, /*f32=*/false);
+  rules.Float("", "o_dtype", args.o_dtype, /*f32=*/true);
+  if (!rules.ok()) return rules.code();
   rules.Equal("cache.", "num_kv_heads", args.cache.num_kv_heads, shape.num_kv_heads, "shape.num_kv_heads");
   rules.Equal("cache.", "head_dim", args.cache.head_dim, shape.head_dim, "shape.head_dim");
   rules.Equal("cache.", "page_size", args.cache.page_size, shape.page_size, "shape.page_size");
@@ -413,13 +433,11 @@ llmd_code Check(const llmd_attention_args& args) {
                  std::string(" is ") + NameOf(args.cache.dtype) + ", must be shape.kv_dtype, " +
                      NameOf(shape.kv_dtype));
   }
-  rules.Float("", "q_dtype", args.q_dtype, /*f32=*/false);
   if (args.cache.dtype != LLMD_E4M3 && args.q_dtype != args.cache.dtype) {
     rules.Broken("", "q_dtype",
                  std::string(" is ") + NameOf(args.q_dtype) + ", must be that of the cache, " +
                      NameOf(args.cache.dtype));
   }
-  rules.Float("", "o_dtype", args.o_dtype, /*f32=*/true);
   rules.Finite("", "scale", args.scale);
   rules.Optional("", "sinks", args.sinks, 4);
   constexpr uint32_t kFlags = LLMD_VALIDATE | LLMD_ZERO_PADDING | LLMD_EARLY_START;

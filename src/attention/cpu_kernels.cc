@@ -1,7 +1,7 @@
 #include "src/attention/cpu_kernels.h"
 
 #include <cstdlib>
-#include <cstring>
+#include <string_view>
 
 #include "src/attention/cpu_kernels_impl.h"
 
@@ -12,10 +12,15 @@ const KernelTable kBaseKernels = TableNamed("base");
 namespace {
 
 const KernelTable& Choose() {
-  const char* wanted = std::getenv("LLMD_CPU_KERNELS");
-  if (wanted != nullptr && std::strcmp(wanted, "base") == 0) return kBaseKernels;
 #if defined(__x86_64__)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return kAvx2Kernels;
+  const char* text = std::getenv("LLMD_CPU_KERNELS");
+  const std::string_view wanted = text != nullptr ? text : "";
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512dq");
+  if (wanted == "base") return kBaseKernels;
+  if (avx512 && wanted != "avx2") return kAvx512Kernels;
+  if (avx2) return kAvx2Kernels;
 #endif
   return kBaseKernels;
 }

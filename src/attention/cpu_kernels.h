@@ -10,12 +10,12 @@
 namespace llmd::attention::cpu {
 
 inline constexpr int kBlockKeys = 32;  // keys that are scored together; the first is a multiple of it
-inline constexpr int kLanes = 8;       // vectors of the kernels: head dims are padded to whole ones
+inline constexpr int kPadding = 16;    // head dims are padded to multiples of it: whole vectors
 
 inline constexpr int kMostHeadDim = 1024;  // of the backend: a head's vector fits a stack
 inline constexpr int kMostGroup = 1024;
 
-inline constexpr int Padded(int dim) { return (dim + kLanes - 1) / kLanes * kLanes; }
+inline constexpr int Padded(int dim) { return (dim + kPadding - 1) / kPadding * kPadding; }
 
 // One part of online softmax: `rows` queries of one KV head over keys [first, last). Row r sees [begin[r],
 // end[r]). Its result depends on its own query and keys only, bit for bit: not on the other rows, nor on
@@ -52,9 +52,10 @@ struct KernelTable {
 };
 
 extern const KernelTable kBaseKernels;  // for every processor
-extern const KernelTable kAvx2Kernels;  // on other processors than x86-64, the same again
+extern const KernelTable kAvx2Kernels;  // these two on other processors than x86-64: the same again
+extern const KernelTable kAvx512Kernels;
 
-// The best this processor has, or the base with LLMD_CPU_KERNELS=base.
+// The best this processor has; LLMD_CPU_KERNELS=avx2 or base for less.
 const KernelTable& Kernels();
 
 }  // namespace llmd::attention::cpu

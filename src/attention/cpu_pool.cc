@@ -5,8 +5,8 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <cstdlib>
+#include <memory>
 #include <mutex>
 #include <system_error>
 #include <thread>
@@ -30,63 +30,68 @@ int CountWorkers() {
 
 class Pool {
  public:
-  Pool() {
-    for (int worker = 1; worker < Workers(); ++worker) {
+  Pool() : helpers_(new Helper[Workers() - 1]) {
+    for (int i = 0; i < Workers() - 1; ++i) {
       try {
-        std::thread([this, worker] { Serve(worker); }).detach();
+        std::thread([this, i] { Serve(i); }).detach();
       } catch (const std::system_error&) {
         return;  // with those there are; the caller always works
       }
-      ++threads_;
+      ++count_helpers_;
     }
   }
 
   void Run(int64_t count, Function function, void* context) {
     const std::lock_guard turn(turn_);
-    {
-      const std::lock_guard lock(mutex_);
-      function_ = function;
-      context_ = context;
-      count_ = count;
-      next_.store(0, std::memory_order_relaxed);
-      busy_ = threads_;
-      ++job_;
-    }
-    start_.notify_all();
+    function_ = function;
+    context_ = context;
+    count_ = count;
+    next_.store(0, std::memory_order_relaxed);
+    woken_ = static_cast<int>(std::min<int64_t>(count_helpers_, count - 1));
+    busy_.store(woken_, std::memory_order_relaxed);
+    Wake(0);
     Work(0);
-    std::unique_lock lock(mutex_);
-    done_.wait(lock, [this] { return busy_ == 0; });
+    for (int busy; (busy = busy_.load(std::memory_order_acquire)) != 0;)
+      busy_.wait(busy, std::memory_order_acquire);
   }
 
  private:
+  struct alignas(64) Helper {
+    std::atomic<uint32_t> jobs{0};  // given to it so far
+  };
+
+  void Wake(int helper) {
+    if (helper >= woken_) return;
+    helpers_[helper].jobs.fetch_add(1, std::memory_order_release);
+    helpers_[helper].jobs.notify_one();
+  }
+
   void Work(int worker) {
     for (int64_t i; (i = next_.fetch_add(1, std::memory_order_relaxed)) < count_;)
       function_(context_, i, worker);
   }
 
-  void Serve(int worker) {
-    uint64_t seen = 0;
-    std::unique_lock lock(mutex_);
-    while (true) {
-      start_.wait(lock, [&] { return job_ != seen; });
-      seen = job_;
-      lock.unlock();
-      Work(worker);
-      lock.lock();
-      if (--busy_ == 0) done_.notify_one();
+  void Serve(int helper) {
+    for (uint32_t done = 0;; ++done) {
+      helpers_[helper].jobs.wait(done, std::memory_order_acquire);
+      Wake(2 * helper + 1);  // a tree: the caller wakes one thread, however many there are
+      Wake(2 * helper + 2);
+      Work(helper + 1);
+      if (busy_.fetch_sub(1, std::memory_order_acq_rel) == 1) busy_.notify_one();
     }
   }
 
   std::mutex turn_;  // one caller at a time
-  std::mutex mutex_;
-  std::condition_variable start_, done_;
-  uint64_t job_ = 0;
-  int busy_ = 0;
-  int threads_ = 0;
+  const std::unique_ptr<Helper[]> helpers_;
+  int count_helpers_ = 0;
+
+  // The job.
   Function function_ = nullptr;
   void* context_ = nullptr;
   int64_t count_ = 0;
+  int woken_ = 0;
   std::atomic<int64_t> next_{0};
+  std::atomic<int> busy_{0};
 };
 
 // Never destroyed: its threads end with the process. A child made by fork has no threads and starts its own

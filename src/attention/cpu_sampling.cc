@@ -89,11 +89,12 @@ void SampleRow(const llmd_sample_args& args, int64_t b) {
   double total = 0;
   row.weights.resize(args.vocab);
   for (int32_t i = 0; i < args.vocab; ++i) {
-    row.weights[i] = std::exp((row.logits[i] - top) / by);
+    const bool none = row.logits[i] == -std::numeric_limits<float>::infinity();  // at any temperature
+    row.weights[i] = none ? 0.0f : std::exp((row.logits[i] - top) / by);
     total += row.weights[i];
   }
   if (!greedy) {
-    Filter(of(args.min_p, 0.0f), of(args.top_k, int32_t{0}), of(args.top_p, 1.0f), row);
+    Filter(std::min(of(args.min_p, 0.0f), 1.0f), of(args.top_k, int32_t{0}), of(args.top_p, 1.0f), row);
     args.tokens[b] = Draw(row, UniformDraw(args.seed, of(args.request_ids, static_cast<uint64_t>(b)),
                                            of(args.steps, uint64_t{0})));
   }

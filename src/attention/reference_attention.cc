@@ -38,6 +38,8 @@ Row Compute(const llmd_attention_args& args, const Request& request, int64_t i, 
   const double k_scale = scale_of(cache.k_scale);
   const double v_scale = scale_of(cache.v_scale);
   const int64_t q_at = (request.first_row + i) * args.q_strides.token + head * args.q_strides.head;
+  std::vector<double> q(dim);
+  for (int32_t d = 0; d < dim; ++d) q[d] = LoadElement(args.q_dtype, args.q, q_at + d);
 
   struct Key {
     int64_t page, offset;
@@ -52,11 +54,10 @@ Row Compute(const llmd_attention_args& args, const Request& request, int64_t i, 
     const int64_t k_at = Offset(cache.k_strides, page, offset, kv_head);
     double dot = 0;
     for (int32_t d = 0; d < dim; ++d) {
-      dot += double{LoadElement(args.q_dtype, args.q, q_at + d)} *
-             (double{LoadElement(cache.dtype, cache.k, k_at + d)} * k_scale);
+      dot += q[d] * (double{LoadElement(cache.dtype, cache.k, k_at + d)} * k_scale);
     }
     keys.push_back({page, offset, args.scale * dot});
-    top = std::max(top, keys.back().score);
+    if (!(keys.back().score <= top)) top = keys.back().score;  // NaN as well
   }
   Row row{std::vector<double>(dim, 0.0)};
   if (args.sinks != nullptr) top = std::max(top, double{args.sinks[head]});

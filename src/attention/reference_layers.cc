@@ -158,8 +158,8 @@ int32_t Draw(std::vector<Candidate> kept, const Filters& filters, double u) {
 void Sample(const llmd_sample_args& args) {
   for (int32_t b = 0; b < args.batch; ++b) {
     const auto of = [b](const auto* array, auto neutral) { return array != nullptr ? array[b] : neutral; };
-    const Filters filters = {of(args.temperature, 1.0f), of(args.min_p, 0.0f), of(args.top_p, 1.0f),
-                             of(args.top_k, int32_t{0})};
+    const Filters filters = {of(args.temperature, 1.0f), std::min(of(args.min_p, 0.0f), 1.0f),
+                             of(args.top_p, 1.0f), of(args.top_k, int32_t{0})};
     const bool greedy = !(filters.temperature > 0);
     std::vector<Candidate> all(args.vocab);
     const Candidate* best = nullptr;
@@ -176,7 +176,10 @@ void Sample(const llmd_sample_args& args) {
     }
     double total = 0;
     const double temperature = greedy ? 1.0 : filters.temperature;
-    for (Candidate& c : all) total += c.weight = std::exp((c.logit - best->logit) / temperature);
+    for (Candidate& c : all) {
+      if (std::isfinite(c.logit)) c.weight = std::exp((c.logit - best->logit) / temperature);
+      total += c.weight;
+    }
     int32_t token = best->id;
     if (!greedy) {
       const double u =

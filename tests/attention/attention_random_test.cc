@@ -91,7 +91,7 @@ TEST(CpuAttention, EdgeLengths) {
           if (length >= 0) c.requests.push_back({length});
         }
       }
-      for (const int32_t window : {0, 1, 15, 16, 17, 31, 32, 33, 64, 512, 513}) {
+      for (const int32_t window : {0, 1, 16, 17, 32, 33, 513}) {
         c.window = window;
         ExpectAgreement(c, window);
       }
@@ -102,7 +102,7 @@ TEST(CpuAttention, EdgeLengths) {
 TEST(CpuAttention, PrefillInChunksAndMixed) {
   for (const llmd_attention_mode mode : {LLMD_PREFILL, LLMD_MIXED}) {
     for (const int32_t group : {1, 3, 7, 16}) {
-      for (const int32_t window : {0, 1, 20, 100}) {
+      for (const int32_t window : {0, 1, 20}) {
         Case c;
         c.mode = mode;
         c.group = group;
@@ -112,7 +112,7 @@ TEST(CpuAttention, PrefillInChunksAndMixed) {
         c.padding_rows = 3;
         c.flags = group == 3 ? LLMD_ZERO_PADDING : 0;
         // One-shot, chunk with a prefix, one token, none, more rows than keys, long prefix.
-        c.requests = {{40, 40}, {90, 21}, {50, 1}, {30, 0}, {5, 8}, {600, 70}, {0, 0}, {0, 2}};
+        c.requests = {{40, 40}, {90, 21}, {50, 1}, {30, 0}, {5, 8}, {300, 40}, {0, 0}, {0, 2}};
         ExpectAgreement(c, group);
       }
     }
@@ -122,7 +122,7 @@ TEST(CpuAttention, PrefillInChunksAndMixed) {
 TEST(CpuAttention, RandomCases) {
   std::mt19937 random(20240607);
   const auto pick = [&](int low, int high) { return std::uniform_int_distribution<int>(low, high)(random); };
-  for (int i = 0; i < 150; ++i) {
+  for (int i = 0; i < 100; ++i) {
     Case c;
     c.mode = static_cast<llmd_attention_mode>(pick(0, 2));
     c.kv_dtype = static_cast<llmd_dtype>(pick(1, 3));
@@ -140,11 +140,11 @@ TEST(CpuAttention, RandomCases) {
     c.fixed_split = pick(0, 2) == 0 ? 64 * pick(1, 4) : 0;
     c.peak = pick(0, 3) == 0 ? 40 : 1;
     c.head_scales = pick(0, 1) == 1;
-    c.flags = static_cast<uint32_t>(pick(0, 3));
+    c.flags = static_cast<uint32_t>(pick(0, 7));
     c.padding_rows = pick(0, 3);
     const int batch = pick(0, 5);
     for (int b = 0; b < batch; ++b) {
-      const int32_t length = pick(0, 4) == 0 ? pick(0, 900) : pick(0, 80);
+      const int32_t length = pick(0, 4) == 0 ? pick(0, 700) : pick(0, 80);
       c.requests.push_back({length, pick(0, 4) == 0 ? pick(0, 40) : pick(0, std::min(length, 3))});
     }
     ExpectAgreement(c, i);

@@ -147,6 +147,17 @@ TEST_P(Attention, ASinkIsMoreDenominator) {
   }
 }
 
+TEST_P(Attention, ANaNThatARowSeesIsItsResult) {
+  Case c = SmallCase({{9, 4}});
+  c.mode = LLMD_PREFILL;
+  for (const bool k : {false, true}) {
+    Problem problem(c, 1);
+    SetKey(problem, k, 0, 7, [](int, int) { return NAN; });  // seen by the last two rows
+    const Result result = problem.Run(backend());
+    for (int row = 0; row < 4; ++row) EXPECT_EQ(std::isnan(result.o[row * 64]), row >= 2) << k << row;
+  }
+}
+
 TEST_P(Attention, ScalesOfAnFp8Cache) {
   Case c = SmallCase({{2}});
   c.kv_dtype = LLMD_E4M3;

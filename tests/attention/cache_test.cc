@@ -228,8 +228,9 @@ TEST_P(CacheFunctions, GathersAndScattersBlocks) {
       const auto* found = std::find(to, to + 4, block);
       const auto* now = reinterpret_cast<const char*>(target.data[j].data()) + block * kStride;
       const auto* old = reinterpret_cast<const char*>(before[j].data()) + block * kStride;
-      const auto* source = static_cast<const char*>(pools.bases[j]) + blocks[found - to] * kStride;
-      EXPECT_EQ(std::memcmp(now, found == to + 4 ? old : source, kBlock), 0);
+      const auto* want = old;
+      if (found != to + 4) want = static_cast<const char*>(pools.bases[j]) + blocks[found - to] * kStride;
+      EXPECT_EQ(std::memcmp(now, want, kBlock), 0);
       EXPECT_EQ(std::memcmp(now + kBlock, old + kBlock, kStride - kBlock), 0);
     }
   }

@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include <cmath>
+#include <cstring>
 #include <limits>
 
 extern "C" int CompiledAsC(void);
@@ -34,6 +35,12 @@ void ExpectRules(const Args& valid, std::initializer_list<Rule<Args>> rules) {
     EXPECT_EQ(Check(args), LLMD_INVALID_ARGUMENT) << rule.message;
     EXPECT_THAT(LastError(), HasSubstr(rule.message));
   }
+}
+
+// Sets an enumeration to what it has no name for, as a C caller may.
+template <typename Enum>
+void Spoil(Enum& value, int number) {
+  std::memcpy(&value, &number, sizeof value);
 }
 
 alignas(64) char memory[256];
@@ -77,7 +84,8 @@ TEST(Check, AppendKv) {
           {"append_kv: cache.k is null", [](Args& a) { a.cache.k = nullptr; }},
           {"append_kv: cache.v is not a multiple of 16 bytes", [](Args& a) { a.cache.v = Odd(8); }},
           {"cache.dtype is f32, must be f16, bf16 or e4m3", [](Args& a) { a.cache.dtype = LLMD_F32; }},
-          {"cache.dtype is no dtype", [](Args& a) { a.cache.dtype = static_cast<llmd_dtype>(9); }},
+          {"cache.dtype is no dtype", [](Args& a) { Spoil(a.cache.dtype, 9); }},
+          {"dtype is no dtype", [](Args& a) { Spoil(a.dtype, -1); }},
           {"cache.num_pages is 0, must be at least 1", [](Args& a) { a.cache.num_pages = 0; }},
           {"cache.num_pages is 2147483648, must be at most 2147483647",
            [](Args& a) { a.cache.num_pages = int64_t{1} << 31; }},
@@ -175,7 +183,7 @@ TEST(Check, Shape) {
   ExpectRules<Args>(
       Shape(LLMD_MIXED),
       {
-          {"shape.mode is 7", [](Args& a) { a.mode = static_cast<llmd_attention_mode>(7); }},
+          {"shape.mode is 7", [](Args& a) { Spoil(a.mode, 7); }},
           {"shape.max_batch is 0, must be at least 1", [](Args& a) { a.max_batch = 0; }},
           {"shape.max_tokens is 0", [](Args& a) { a.max_tokens = 0; }},
           {nullptr, [](Args& a) { a.mode = LLMD_DECODE, a.max_tokens = 0; }},
@@ -275,6 +283,10 @@ TEST(Check, Attention) {
           {"q_dtype is f16, must be that of the cache, bf16", [](Args& a) { a.q_dtype = LLMD_F16; }},
           {nullptr, [](Args& a) { a.q_dtype = LLMD_F16, a.cache.dtype = a.shape.kv_dtype = LLMD_E4M3; }},
           {"o_dtype is e4m3, must be f32, f16 or bf16", [](Args& a) { a.o_dtype = LLMD_E4M3; }},
+          {"shape.mode is 3", [](Args& a) { Spoil(a.shape.mode, 3); }},
+          {"shape.kv_dtype is no dtype", [](Args& a) { Spoil(a.shape.kv_dtype, 4); }},
+          {"q_dtype is no dtype", [](Args& a) { Spoil(a.q_dtype, 1 << 30); }},
+          {"o_dtype is no dtype", [](Args& a) { Spoil(a.o_dtype, -7); }},
           {"scale is inf, must be finite", [](Args& a) { a.scale = kInfinity; }},
           {"scale is nan, must be finite", [](Args& a) { a.scale = NAN; }},
           {"flags is 12, has unknown bits", [](Args& a) { a.flags = 12; }},

@@ -1,7 +1,11 @@
 // What does not change a result of the cpu backend, bit for bit; and the reference within rounding.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <cstring>
+#include <thread>
 
 #include "tests/attention/attention_problem.h"
 
@@ -145,6 +149,41 @@ TEST(Invariance, AWorkspaceIsReused) {
   llmd_data_error error;
   EXPECT_EQ(Cpu().check_workspace(workspace.data(), &error, nullptr), LLMD_OK);
 }
+
+// Threads call at the same time, each with a workspace of its own.
+TEST(Invariance, CallersTakeTurns) {
+  Case c = PrefillCase();
+  c.requests = {{200, 30}, {70, 1}};
+  const Problem problem(c, 2);
+  const Result want = problem.Run(Cpu());
+  std::vector<std::thread> threads;
+  std::atomic<int> equal{0};
+  for (int i = 0; i < 4; ++i) {
+    threads.emplace_back([&] {
+      for (int run = 0; run < 10; ++run) equal += problem.Run(Cpu()).o == want.o ? 1 : 0;
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(equal, 40);
+}
+
+#ifndef __SANITIZE_THREAD__  // it has no fork with threads
+TEST(Invariance, AForkedChildHasThreadsOfItsOwn) {
+  Case c = PrefillCase();
+  c.requests = {{200, 30}};
+  const Problem problem(c, 2);
+  const Result want = problem.Run(Cpu());  // the pool runs
+  const pid_t child = fork();
+  ASSERT_GE(child, 0);
+  if (child == 0) {
+    alarm(60);
+    _exit(problem.Run(Cpu()).o == want.o ? 0 : 1);
+  }
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+}
+#endif
 
 }  // namespace
 }  // namespace llmd::attention

@@ -76,7 +76,7 @@ TEST(PagedAttention, Errors) {
   EXPECT_THAT(found.message(), HasSubstr("request 0, index 2: bad page -9"));
   EXPECT_EQ(error.value, -9);
   EXPECT_TRUE(attention->Check().ok());
-  EXPECT_EQ(ToStatus(*llmd_attention_cpu(), static_cast<llmd_code>(50)).code(), absl::StatusCode::kUnknown);
+  EXPECT_EQ(ToStatus(*llmd_attention_cpu(), static_cast<llmd_code>(7)).code(), absl::StatusCode::kUnknown);
 }
 
 }  // namespace

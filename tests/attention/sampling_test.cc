@@ -124,6 +124,17 @@ TEST_P(Sampling, TiesGoToTheLowestIds) {
   EXPECT_EQ(Seen(p, {.top_p = 0.35f}), (Set{0, 1, 2, 3}));
 }
 
+TEST_P(Sampling, ExtremeParameters) {
+  const std::vector<float> p = {0.1f, 0.6f, 0.3f};
+  EXPECT_EQ(Seen(p, {.min_p = 5.0f}), (Set{1}));  // never nothing
+  EXPECT_EQ(Seen(p, {.min_p = NAN, .top_p = NAN}), (Set{0, 1, 2}));
+  EXPECT_EQ(Seen(p, {.top_p = -1.0f}), (Set{1}));
+  EXPECT_EQ(Seen(p, {.temperature = 1e-40f}), (Set{1}));
+  EXPECT_EQ(Seen(p, {.temperature = NAN}), (Set{1}));  // greedy, as all that is not above 0
+  EXPECT_EQ(Seen(p, {.temperature = -1.0f}), (Set{1}));
+  EXPECT_EQ(Seen({0.5f, 0.0f, 0.01f}, {.temperature = kInfinity}), (Set{0, 2}));  // ln 0 is never drawn
+}
+
 TEST_P(Sampling, TheDrawIsTheInverseOfTheSumInIdOrder) {
   std::vector<float> logits = {0, 0, 0, 0};
   const std::vector<int32_t> tokens = Draw(logits, {}, 300);

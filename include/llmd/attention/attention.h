@@ -1,15 +1,15 @@
 /* Paged attention: plan once a step, run once a layer.
 
-   Query row i of a request with n new tokens and L tokens in all sits at position p = L - n + i. It sees key j if
-   j <= p and, with a window W > 0, j > p - W (W counts the query's own key). A row that sees nothing gets O = 0 and
-   LSE = -inf. LSE is the natural logarithm of the sum of exp(score), score = scale * q.k; partial results of disjoint
-   key sets can be merged by llmd_merge_states_args.
+   Query row i of a request with n new tokens and L tokens in all sits at position p = L - n + i. It sees key
+   j if j <= p and, with a window W > 0, j > p - W (W counts the query's own key). A row that sees nothing
+   gets O = 0 and LSE = -inf. LSE is the natural logarithm of the sum of exp(score), score = scale * q.k;
+   partial results of disjoint key sets can be merged by llmd_merge_states_args.
 
-   Use: ask for workspace_bytes(shape), allocate, init_workspace once; then for every step plan() with the step's
-   lengths, and attention() for each layer of the same shape. All of it may be captured in a CUDA graph: nothing on
-   the host depends on lengths, tables or the batch's fill, so the captured graph stays right when they change.
-   A workspace serves one stream at a time. Layers with another window or other head counts need a workspace of
-   their own. */
+   Use: ask for workspace_bytes(shape), allocate, init_workspace once; then for every step plan() with the
+   step's lengths, and attention() for each layer of the same shape. All of it may be captured in a CUDA
+   graph: nothing on the host depends on lengths, tables or the batch's fill, so the captured graph stays
+   right when they change. A workspace serves one stream at a time. Layers with another window or other head
+   counts need a workspace of their own. */
 #ifndef LLMD_ATTENTION_ATTENTION_H_
 #define LLMD_ATTENTION_ATTENTION_H_
 
@@ -36,9 +36,9 @@ typedef struct llmd_attention_shape {
   llmd_dtype kv_dtype;
   int32_t page_size;
   int32_t window; /* <= 0: none */
-  /* 0: work is cut so that it fills the device (the cuts depend on the whole batch). > 0: every request is cut at
-     multiples of this many keys (a multiple of 64), so that its result does not depend on its neighbours, bit for
-     bit; max_kv_tokens then bounds the sum of all lengths. */
+  /* 0: work is cut so that it fills the device (the cuts depend on the whole batch). > 0: every request is
+     cut at multiples of this many keys (a multiple of 64), so that its result does not depend on its
+     neighbours, bit for bit; max_kv_tokens then bounds the sum of all lengths. */
   int32_t fixed_split;
   int64_t max_kv_tokens;
 } llmd_attention_shape;
@@ -59,9 +59,10 @@ enum {
   LLMD_VALIDATE = 1,
   /* Rows of q past q_start[batch] get O = 0 and LSE = -inf; without it they are left untouched. */
   LLMD_ZERO_PADDING = 2,
-  /* The decode kernel may start while the kernel before it on the stream ends (programmatic dependent launch, from sm_90
-     on): it then reads the plan, the page lists and all keys and values but each request's newest before it
-     waits for that kernel. So that kernel must write none of these; q and the newest token's key and value it may. */
+  /* The decode kernel may start while the kernel before it on the stream ends (programmatic dependent launch,
+     from sm_90 on): it then reads the plan, the page lists and all keys and values but each request's newest
+     before it waits for that kernel. So that kernel must write none of these; q and the newest token's key
+     and value it may. */
   LLMD_EARLY_START = 4
 };
 
@@ -102,10 +103,10 @@ typedef struct llmd_data_error {
   int64_t value;
 } llmd_data_error;
 
-/* Merges partial attention results of the same queries over disjoint keys. Row r (a token and a head) has parts
-   part_start[r] .. part_start[r + 1] - 1 of `partial_o` [parts, Hq, D] and `partial_lse` [parts, Hq]; with part_start
-   null, part s of token t is row s * num_tokens + t of num_parts parts each. Parts are summed in index order.
-   An LSE of -inf, or of +inf as some kernels give, marks an empty part. */
+/* Merges partial attention results of the same queries over disjoint keys. Token t has parts part_start[t]
+   .. part_start[t + 1] - 1 of `partial_o` [parts, Hq, D] and `partial_lse` [parts, Hq]; with part_start null,
+   part s of token t is row s * num_tokens + t of num_parts parts each. Parts are summed in index order. An
+   LSE of -inf, or of +inf as some kernels give, marks an empty part. */
 typedef struct llmd_merge_states_args {
   const void* partial_o; /* [parts, Hq, D], contiguous */
   const float* partial_lse;
@@ -126,4 +127,4 @@ typedef struct llmd_merge_states_args {
 } /* extern "C" */
 #endif
 
-#endif  /* LLMD_ATTENTION_ATTENTION_H_ */
+#endif /* LLMD_ATTENTION_ATTENTION_H_ */

@@ -1,18 +1,18 @@
 /* Types shared by the attention and cache functions: C, usable from C++ and through ctypes or cffi.
 
-   A layer's KV cache is pages of `page_size` token slots. One base pointer and three strides for K and three for V
-   describe every layout in use (element strides; the last dimension is contiguous):
+   A layer's KV cache is pages of `page_size` token slots. One base pointer and three strides for K and three
+   for V describe every layout in use (element strides; the last dimension is contiguous):
 
      layout                         page stride       token stride  head stride  V
-     NHD  [pages, P, Hkv, D]        P*Hkv*D           Hkv*D         D            a pool of its own, or k + pages*page
+     NHD  [pages, P, Hkv, D]        P*Hkv*D           Hkv*D         D            k + pages*page, or its own
      HND  [pages, Hkv, P, D]        Hkv*P*D           D             P*D          the same
      NHD  [pages, 2, P, Hkv, D]     2*P*Hkv*D         Hkv*D         D            k + P*Hkv*D
      HND  [pages, 2, Hkv, P, D]     2*Hkv*P*D         D             P*D          k + Hkv*P*D
      rows [pages, Hkv, P, 2*D]      Hkv*P*2*D         2*D           P*2*D        k + D
 
-   Words: T query tokens of a call, B requests, Hq and Hkv query and KV heads, G = Hq / Hkv, D head dim, P page size,
-   slot = page * P + offset. Structures are plain values: zero-initialize one, set what you need, and call; nothing is
-   kept after a call returns, except what is documented of workspaces. */
+   Words: T query tokens of a call, B requests, Hq and Hkv query and KV heads, G = Hq / Hkv, D head dim, P
+   page size, slot = page * P + offset. Structures are plain values: zero-initialize one, set what you need,
+   and call; nothing is kept after a call returns, except what is documented of workspaces. */
 #ifndef LLMD_ATTENTION_TYPES_H_
 #define LLMD_ATTENTION_TYPES_H_
 
@@ -55,7 +55,8 @@ typedef struct llmd_kv_strides {
 } llmd_kv_strides;
 
 /* One layer's cache. Pointers and strides in bytes are multiples of 16. `k_scale` and `v_scale` belong to
-   LLMD_E4M3 (value = stored * scale; null: 1): device floats, one if scale_stride is 0, one a KV head if it is 1. */
+   LLMD_E4M3 (value = stored * scale; null: 1): device floats, one if scale_stride is 0, one a KV head if it
+   is 1. */
 typedef struct llmd_kv_cache {
   void* k;
   void* v;
@@ -73,8 +74,8 @@ typedef struct llmd_kv_cache {
 
 /* Which pages hold a request's tokens, in device memory, in one of two formats:
    - block table: `pages` [B, max_pages] with row stride `row_stride`, `seq_lens` [B]; `indptr` null;
-   - CSR: `indptr` [B + 1], `pages` [indptr[B]], `last_page_len` [B] in 1..P; `seq_lens` null. A request of n pages
-     has (n - 1) * P + last_page_len tokens, none if n is 0. `max_pages` is then the capacity of `pages`.
+   - CSR: `indptr` [B + 1], `pages` [indptr[B]], `last_page_len` [B] in 1..P; `seq_lens` null. A request of n
+   pages has (n - 1) * P + last_page_len tokens, none if n is 0. `max_pages` is then the capacity of `pages`.
    Lengths count the tokens being processed now. Entries past a request's length are never read. */
 typedef struct llmd_page_list {
   const int32_t* pages;
@@ -89,4 +90,4 @@ typedef struct llmd_page_list {
 } /* extern "C" */
 #endif
 
-#endif  /* LLMD_ATTENTION_TYPES_H_ */
+#endif /* LLMD_ATTENTION_TYPES_H_ */

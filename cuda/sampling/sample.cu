@@ -88,6 +88,7 @@ struct Row {
   float temperature;
   float log2_scale;     // log2(e) / temperature
   uint64_t min_weight;  // of min_p
+  uint32_t min_key;     // nothing below can be kept
 
   static constexpr int N = 16 / sizeof(T);
 
@@ -116,6 +117,7 @@ struct Row {
 
   // Of what passes min_p.
   __device__ uint64_t Kept(uint32_t key) const {
+    if (key < min_key) return 0;
     const uint64_t weight = Weight(key);
     return weight >= min_weight ? weight : 0;
   }
@@ -225,6 +227,20 @@ __device__ Crossing Cross(const uint32_t* words, bool by_weight, uint64_t target
   return shared->crossing;
 }
 
+// A key that at least `top_k` tokens reach, from the greatest key of each thread's tokens alone: top_k <=
+// kThreads.
+template <typename T>
+__device__ uint32_t Floor(uint32_t thread_max_key, int top_k, uint32_t* words, Shared* shared) {
+  using B = Bins<T>;
+  constexpr int kShift = Keys<T>::kBits - Keys<T>::kDigitBits;
+  __syncthreads();
+  for (int i = threadIdx.x; i < 3 * B::kWords; i += kThreads) words[i] = 0;
+  __syncthreads();
+  atomicAdd(&words[(thread_max_key >> kShift) * B::kCopies + threadIdx.x % B::kCopies], 1u);
+  __syncthreads();
+  return Cross<T>(words, false, static_cast<uint64_t>(top_k), shared).bin << kShift;
+}
+
 // The sums over all bins of a first histogram.
 template <typename T>
 __device__ void Totals(const uint32_t* words, Shared* shared, uint64_t* count, uint64_t* weight) {
@@ -281,10 +297,11 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
     row.Read(first, keys);
 #pragma unroll
     for (int j = 0; j < N; ++j) {
+      equals += keys[j] == threshold.key;
+      if (keys[j] <= threshold.key && logprob == nullptr) continue;
       const uint64_t weight = row.Weight(keys[j]);
       all += weight;
       if (keys[j] > threshold.key && weight >= row.min_weight) kept += weight;
-      equals += keys[j] == threshold.key;
     }
   }
   kept = WarpReduce(kept, Add());
@@ -302,6 +319,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
     return before >= threshold.equals ? 0 : min(here, threshold.equals - before);
   };
   uint64_t total = 0, before = 0;
+#pragma unroll 1
   for (int w = 0; w < kWarps; ++w) {
     total += shared->warp_weight[w] + kept_equals(before, shared->warp_equals[w]) * each;
     before += shared->warp_equals[w];
@@ -310,6 +328,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
   uint64_t running = 0;
   before = 0;
   int chosen = -1;
+#pragma unroll 1
   for (int w = 0; w < kWarps; ++w) {
     const uint64_t weight = shared->warp_weight[w] + kept_equals(before, shared->warp_equals[w]) * each;
     if (draw < running + weight) {
@@ -386,6 +405,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
       best = max(best, static_cast<uint64_t>(keys[j]) << 32 | ~static_cast<uint32_t>(first + j));
     }
   }
+  const uint32_t thread_max_key = static_cast<uint32_t>(best >> 32);
   best = BlockReduce(best, Max(), shared.reduce);
   row.max_key = static_cast<uint32_t>(best >> 32);
   row.max_logit = LogitOf<T>(row.max_key);
@@ -406,6 +426,7 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
   row.temperature = greedy ? 1.0f : temperature;
   row.log2_scale = 1.44269504f / row.temperature;
   row.min_weight = 0;
+  row.min_key = 0;
   if (greedy) {  // the same sums, of the whole row
     uint64_t all = 0;
     for (int first = threadIdx.x * N; first < row.vocab; first += kThreads * N) {
@@ -428,13 +449,15 @@ __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__
   const float top_p = args.top_p == nullptr ? 1.0f : args.top_p[b];
   Threshold threshold = {0, 0, 0};  // everything
   if ((top_k > 0 && top_k < row.vocab) || top_p < 1) {
+    if (top_k > 0 && top_k <= kThreads) row.min_key = Floor<T>(thread_max_key, top_k, words, &shared);
     uint64_t count, weight;
     Histogram(row, 0, 0, Keys<T>::kDigitBits, words);
     Totals<T>(words, &shared, &count, &weight);
-    const bool by_count = top_k > 0 && top_k < count;
+    const bool by_count = top_k > 0 && top_k <= count;
     if (by_count) {
       threshold = Search(row, false, static_cast<uint64_t>(top_k), words, &shared);
       weight = threshold.weight;
+      row.min_key = threshold.key;
     }
     if (top_p < 1) {
       if (by_count) Histogram(row, 0, 0, Keys<T>::kDigitBits, words);

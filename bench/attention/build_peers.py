@@ -57,7 +57,6 @@ SPECS = [
     lambda: xqa(FP8, 16, 128, 8),
     lambda: xqa(BF16, 64, 128, 4),
     lambda: xqa(BF16, 64, 128, 8),
-    lambda: fa3(BF16, 128),
     lambda: decode(BF16, 64, True),
     lambda: fa2(BF16, 64, True),
     lambda: xqa(BF16, 16, 64, 8, True),
@@ -71,6 +70,7 @@ SPECS = [
     lambda: xqa(BF16, 16, 128, 7),
     lambda: xqa(BF16, 16, 128, 12),
     lambda: xqa(BF16, 16, 128, 16),
+    lambda: fa3(BF16, 128),
 ]
 
 

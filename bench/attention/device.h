@@ -91,26 +91,31 @@ inline Timing TimeGraph(cudaStream_t stream, int launches, double seconds,
   for (int i = 0; i < launches; ++i) enqueue(i);
   LLMD_CUDA(cudaStreamEndCapture(stream, &graph));
   LLMD_CUDA(cudaGraphInstantiate(&executable, graph, 0));
-  cudaEvent_t begin, end;
-  LLMD_CUDA(cudaEventCreate(&begin));
-  LLMD_CUDA(cudaEventCreate(&end));
-  const auto replay = [&] {
-    LLMD_CUDA(cudaEventRecord(begin, stream));
-    LLMD_CUDA(cudaGraphLaunch(executable, stream));
-    LLMD_CUDA(cudaEventRecord(end, stream));
-    LLMD_CUDA(cudaEventSynchronize(end));
-    float ms = 0;
-    LLMD_CUDA(cudaEventElapsedTime(&ms, begin, end));
-    return double{ms};
+  // All replays are queued at once: the device does not wait for the host between them.
+  const auto replay = [&](int count) {
+    std::vector<cudaEvent_t> events(count + 1);
+    for (cudaEvent_t& event : events) LLMD_CUDA(cudaEventCreate(&event));
+    LLMD_CUDA(cudaEventRecord(events[0], stream));
+    for (int i = 0; i < count; ++i) {
+      LLMD_CUDA(cudaGraphLaunch(executable, stream));
+      LLMD_CUDA(cudaEventRecord(events[i + 1], stream));
+    }
+    LLMD_CUDA(cudaStreamSynchronize(stream));
+    std::vector<double> us(count);
+    for (int i = 0; i < count; ++i) {
+      float ms = 0;
+      LLMD_CUDA(cudaEventElapsedTime(&ms, events[i], events[i + 1]));
+      us[i] = ms * 1e3;
+    }
+    for (cudaEvent_t event : events) LLMD_CUDA(cudaEventDestroy(event));
+    return us;
   };
-  replay();
-  const double once = std::max(replay(), 1e-3) * 1e-3;
+  const double once = std::max(replay(2)[1], 1.0) * 1e-6;
   const int wanted = std::clamp(static_cast<int>(seconds / once), 20, 100);
   const int replays = wanted * once > 3 * seconds ? 5 : wanted;
-  std::vector<double> us(replays);
-  for (double& value : us) value = replay() * 1e3 / launches;
-  LLMD_CUDA(cudaEventDestroy(begin));
-  LLMD_CUDA(cudaEventDestroy(end));
+  std::vector<double> us = replay(replays + 1);
+  us.erase(us.begin());  // waited for the host
+  for (double& value : us) value /= launches;
   LLMD_CUDA(cudaGraphExecDestroy(executable));
   LLMD_CUDA(cudaGraphDestroy(graph));
   const auto [least, greatest] = std::minmax_element(us.begin(), us.end());

@@ -9,6 +9,7 @@ import enum
 import functools
 import importlib
 import math
+import os
 import pathlib
 import sys
 import time
@@ -35,7 +36,7 @@ class Contender:
         raise NotImplementedError
 
     def plan_us(self):
-        """Host and device time of planning a step, for those that plan; None otherwise."""
+        """Time of planning a step on the host, until the device has it; None for those who do not plan there."""
         return None
 
 
@@ -108,13 +109,12 @@ class Llmd(Contender):
     def run(self, i):
         self.backend.attention(self.args[i % len(self.args)], self._stream())
 
-    def plan_us(self):
-        return host_us(self.plan)
-
 
 @functools.cache
 def flashinfer(prebuilt=None):
-    """The package, told where the libraries that build_peers.py made are."""
+    """The package, told where the libraries that build_peers.py made are; it then compiles nothing itself."""
+    if prebuilt:
+        os.environ.setdefault("FLASHINFER_DISABLE_JIT", "1")
     module = importlib.import_module("flashinfer")
     if prebuilt:
         environment = importlib.import_module("flashinfer.jit.env")
@@ -394,12 +394,16 @@ class SdpaDense(Dense):
     name = "sdpa-dense"
 
     def __init__(self, problem):
+        if not problem.prefill and problem.kv_bytes > 600e6:
+            raise Unsupported("decode of up to 600 MB")  # it may copy the cache, once a query head
         super().__init__(problem)
         p = problem
-        self.mask = None
-        if p.prefill:
+        self.mask = {}
+        if p.prefill and p.new_lens[0] == p.kv_lens[0]:
+            self.mask = {"is_causal": True}
+        elif p.prefill:
             from torch.nn.attention.bias import causal_lower_right
-            self.mask = causal_lower_right(p.new_lens[0], p.kv_lens[0])
+            self.mask = {"attn_mask": causal_lower_right(p.new_lens[0], p.kv_lens[0])}
         self.run(0)
 
     def run(self, i):
@@ -407,8 +411,7 @@ class SdpaDense(Dense):
         j = i % p.num_pools
         q = p.q.view(p.batch, p.new_lens[0], p.num_q_heads, p.head_dim).transpose(1, 2)
         torch.nn.functional.scaled_dot_product_attention(q, self.k[j].transpose(1, 2), self.v[j].transpose(1, 2),
-                                                         attn_mask=self.mask, scale=p.scale,
-                                                         enable_gqa=p.group > 1)
+                                                         scale=p.scale, enable_gqa=p.group > 1, **self.mask)
 
 
 class Fa3Dense(Dense):

@@ -11,6 +11,8 @@ and a contender that took the process down is left out of that case.
 """
 
 import argparse
+import collections
+import contextlib
 import json
 import math
 import pathlib
@@ -24,6 +26,8 @@ import capi
 import contenders as library
 from problems import Arena, Problem, graph_launches
 
+FATAL = ("illegal memory access", "misaligned address", "unspecified launch failure", "device-side assert",
+         "illegal instruction", "hardware stack error", "an illegal address")
 LIMITS = {"llmd": 8e-3, "flashinfer-xqa": 5e-2}  # ||out - ref|| / ||ref||; XQA computes fp8 caches in fp8
 
 
@@ -38,7 +42,7 @@ def parse():
     parser.add_argument("--seconds", type=float, default=200, help="for the whole run")
     parser.add_argument("--prebuilt", help="folder that build_peers.py filled")
     parser.add_argument("--vllm", help="folder of an unpacked vLLM wheel, for its Triton kernel")
-    parser.add_argument("--gigabytes", type=float, default=9.3, help="memory for caches; larger cases are left out")
+    parser.add_argument("--gigabytes", type=float, default=9.8, help="memory for caches; larger cases are left out")
     return parser.parse_args()
 
 
@@ -50,6 +54,7 @@ class Output:
         self.begun = path.with_suffix(path.suffix + ".begun")
         self.done = set()
         self.crashed = set()
+        self.unusable = set()
         if path.exists():
             self.done = {json.loads(line)["case"] for line in path.read_text().splitlines()}
         if self.begun.exists():
@@ -59,6 +64,8 @@ class Output:
             for run, case, name in pairs:
                 last[run, case] = name
             self.crashed = {(case, name) for (_, case), name in last.items() if case not in self.done}
+            counts = collections.Counter(name for _, name in self.crashed)
+            self.unusable = {name for name, count in counts.items() if count > 1 and name != "llmd"}
         self.run = str(time.time_ns())
 
     def begin(self, case, name):
@@ -73,6 +80,7 @@ class Output:
 
 
 def capture(contender, launches):
+    """A graph of the launches. Unlike torch.cuda.graph it collects no garbage, which costs more than the capture."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     graph = torch.cuda.CUDAGraph()
@@ -80,9 +88,15 @@ def capture(contender, launches):
         for i in range(3):
             contender.run(i)
         stream.synchronize()
-        with torch.cuda.graph(graph, stream=stream):
+        graph.capture_begin(capture_error_mode="thread_local")
+        try:
             for i in range(launches):
                 contender.run(i)
+        except Exception:
+            with contextlib.suppress(RuntimeError):
+                graph.capture_end()
+            raise
+        graph.capture_end()
     torch.cuda.synchronize()
     return graph
 
@@ -114,8 +128,8 @@ def contend(case, problem, kinds, output, seconds):
     launches = 6 if problem.prefill else graph_launches(problem.kv_bytes)
     reference = problem.reference()
     for kind in kinds:
-        if (case["name"], kind.name) in output.crashed:
-            remarks.append(f"{kind.name}: CRASHED before")
+        if kind.name in output.unusable or (case["name"], kind.name) in output.crashed:
+            remarks.append(f"{kind.name}: crashed before")
             continue
         output.begin(case["name"], kind.name)
         try:
@@ -136,7 +150,7 @@ def contend(case, problem, kinds, output, seconds):
             remarks.append(f"{kind.name}: out of memory")
             torch.cuda.empty_cache()
         except Exception as problem_found:  # a peer's refusal or its failure to compile is its own affair
-            if "CUDA error" in str(problem_found) and "invalid" not in str(problem_found):
+            if any(word in str(problem_found) for word in FATAL):
                 raise
             remarks.append(f"{kind.name}: {type(problem_found).__name__}: {str(problem_found)[:160]}")
     names = list(graphs)

@@ -3,7 +3,8 @@
 # writes bench/results/attention-<gpu>.json.
 #
 #   scripts/gpu_check.sh [options]
-#     --prebuilt DIR   take libllmd_cuda.so*, bench_attention and cuda_kernels_test from DIR instead of building
+#     --prebuilt DIR   take libllmd_cuda.so*, bench_attention and cuda_kernels_test from DIR instead of building; a file
+#                      DIR/revision names what they were built from
 #     --build DIR      build folder (default build/gpu)
 #     --peers FILE     archive of bench/attention/pack_peers.sh; without it, peers are what python3 can import
 #     --grid quick|full  of the benchmarks (default quick)
@@ -19,10 +20,10 @@
 # exit status is 1 if a stage failed. A stage that cannot run here (no compute-sanitizer, no PyTorch) is skipped, and
 # the table says so.
 set -uo pipefail
-cd "$(dirname "$0")/.." || exit
 
-prebuilt="" build=build/gpu peers="" grid=quick only=build,tests,sanitize,bench,peers parts=decode,sweep,mixes,prefill
-seconds=530 out=build/gpu_check results=bench/results work="" keep=0
+root=$(cd "$(dirname "$0")/.." && pwd)
+prebuilt="" build=$root/build/gpu peers="" grid=quick only=build,tests,sanitize,bench,peers parts=decode,sweep,mixes,prefill
+seconds=530 out=$root/build/gpu_check results=$root/bench/results work="" keep=0
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,8 +36,11 @@ while [ $# -gt 0 ]; do
     *) echo "unknown: $1" >&2; usage >&2; exit 2 ;;
   esac
 done
+for path in prebuilt peers build out work results; do
+  [ -z "${!path}" ] || printf -v $path %s "$(realpath -m "${!path}")"
+done
+cd "$root" || exit
 mkdir -p "$out"
-out=$(realpath "$out")
 work=${work:-$(mktemp -d /tmp/gpu_check.XXXXXX)}
 stages=() states=() took=() remarks=() failed=0
 left() { echo $((seconds - SECONDS)); }
@@ -75,7 +79,7 @@ fi
   echo "clocks_idle: SM $(query clocks.sm), memory $(query clocks.mem)"
   echo "clocks_max: SM $(query clocks.max.sm), memory $(query clocks.max.mem)"
   echo "nvcc: $(nvcc --version 2>/dev/null | sed -n 's/.*release \([^,]*\),.*/\1/p')"
-  echo "revision: $(git describe --always --dirty 2>/dev/null || echo unknown)"
+  echo "revision: $(cat "$prebuilt/revision" 2>/dev/null || git describe --always --dirty 2>/dev/null || echo unknown)"
 } >"$out/environment.txt"
 cat "$out/environment.txt"
 

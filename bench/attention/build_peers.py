@@ -38,6 +38,11 @@ def fa3(kv, dim, window=False):
     return modules.gen_batch_prefill_module("fa3", BF16, kv, BF16, IDX, dim, dim, 0, window, False, False)
 
 
+def persistent(dim):
+    make = getattr(modules, "_gen_batch_attention_primary_module", modules.gen_batch_attention_module)
+    return make(BF16, BF16, BF16, IDX, dim, dim, 0, False, False)
+
+
 def xqa(kv, page, dim, group, window=False):
     return gen_xqa_module(BF16, kv, page, dim, group, window, BF16)
 
@@ -60,16 +65,17 @@ SPECS = [
     lambda: decode(BF16, 64, True),
     lambda: fa2(BF16, 64, True),
     lambda: xqa(BF16, 16, 64, 8, True),
+    lambda: persistent(128),
+    lambda: xqa(BF16, 16, 128, 1),
+    lambda: xqa(BF16, 16, 128, 16),
     lambda: xqa(BF16, 16, 128, 3),
     lambda: xqa(BF16, 16, 128, 5),
     lambda: xqa(BF16, 32, 128, 4),
     lambda: xqa(BF16, 128, 128, 4),
-    lambda: xqa(BF16, 16, 128, 1),
     lambda: xqa(BF16, 16, 128, 2),
     lambda: xqa(BF16, 16, 128, 6),
     lambda: xqa(BF16, 16, 128, 7),
     lambda: xqa(BF16, 16, 128, 12),
-    lambda: xqa(BF16, 16, 128, 16),
     lambda: fa3(BF16, 128),
 ]
 

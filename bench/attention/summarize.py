@@ -103,6 +103,9 @@ def main():
                     ceilings[f"{name[len('ceiling/'):]} {metric}"] = rounded(value)
     names = [n for n in dict.fromkeys([*ours, *peers]) if not n.startswith(("ceiling/", "device/"))]
     rows = [make_row(name, ours.get(name, {}), peers.get(name, {})) for name in names]
+    if not rows:
+        print("no results: nothing written", file=sys.stderr)
+        return 1
     matmul = ceilings.get("matmul tflop_per_s")
     for row in rows:
         if matmul and "tflop_per_s" in row:

@@ -202,7 +202,7 @@ bool MeasureAttention(const Device& device, const Arena& arena, const Ceilings& 
     report.Note(c.name + ": WRONG: " + std::to_string(bad) + " output values are not finite");
     return false;
   }
-  for (int i = 0; i < 10; ++i) problem.Run(i);
+  for (int i = 0; i < 10; ++i) problem.Run(i);  // warm up
   const double bytes = static_cast<double>(c.kv_bytes());
   const int launches = c.prefill() ? 6 : GraphLaunches(bytes);
   const Timing timing = TimeGraph(device.stream, launches, seconds * 0.6, [&](int i) { problem.Run(i); });

@@ -22,7 +22,8 @@
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-prebuilt="" build=$root/build/gpu peers="" grid=quick only=build,tests,sanitize,bench,peers parts=decode,sweep,mixes,prefill
+prebuilt="" build=$root/build/gpu peers="" grid=quick
+only=build,tests,sanitize,bench,peers parts=decode,sweep,mixes,prefill
 seconds=530 out=$root/build/gpu_check results=$root/bench/results work="" keep=0
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 while [ $# -gt 0 ]; do
@@ -166,7 +167,8 @@ if wanted peers; then
     note peers FAILED 0 "bench_attention --list"
   else
     [ $keep -eq 1 ] || rm -f "$out/peers.jsonl" "$out/peers.jsonl.begun"
-    arguments=(--library "$library" --cases "$out/cases.jsonl" --json "$out/peers.jsonl" --part "$parts")
+    arguments=(--library "$library" --cases "$out/cases.jsonl" --json "$out/peers.jsonl")
+    arguments+=(--part "$parts")
     [ ! -d "$site/prebuilt" ] || arguments+=(--prebuilt "$site/prebuilt")
     [ ! -d "$site/vllm" ] || arguments+=(--vllm "$site/vllm")
     # A contender that takes the process down is left out of that case when we start again.

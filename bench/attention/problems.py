@@ -1,4 +1,4 @@
-"""Inputs of one case on the device: pools of random pages, one page table, and a float32 reference for some requests."""
+"""Inputs of one case on the device: pools of random pages, one page table, and a float32 reference for some."""
 
 import math
 
@@ -112,8 +112,8 @@ class Problem:
         return sorted({order[0], order[len(order) // 2], order[-1]})
 
     def reference(self):
-        """Rows of the output and their values in float32 arithmetic, for the requests above; in prefill for the first and
-        last rows of each."""
+        """Rows of the output and their values in float32 arithmetic, for the requests above; in prefill for the first
+        and last rows of each."""
         rows, values = [], []
         for b in self.checked_requests():
             k, v = (x.float() for x in self.contiguous(b))

@@ -88,7 +88,10 @@ cat "$out/environment.txt"
 site=$work/peers
 if wanted peers && [ -n "$peers" ] && [ ! -d "$site/site" ]; then
   mkdir -p "$site"
-  tar -C "$site" -xf "$peers" >"$out/unpack.log" 2>&1 &
+  {
+    tar -C "$site" -xf "$peers" ||
+      python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' "$peers" "$site"
+  } >"$out/unpack.log" 2>&1 &
   unpacking=$!
 fi
 

@@ -286,9 +286,50 @@ def unified_attention(folder):
     module("vllm.platforms", current_platform=platform)
     module("vllm.triton_utils", tl=tl, triton=triton)
     module("vllm.v1.kv_cache_interface", KVQuantMode=KvQuantMode)
-    root = next(pathlib.Path(folder).rglob("triton_unified_attention.py")).parent
+    root = next(pathlib.Path(folder).rglob("triton_unified_attention.py")).parent.resolve()
     sys.modules["vllm.v1.attention.ops"].__path__ = [str(root)]
     return importlib.import_module("vllm.v1.attention.ops.triton_unified_attention").unified_attention
+
+
+@functools.cache
+def flash_attention_3(folder):
+    """The operators of the FlashAttention-3 library in an unpacked vLLM wheel; needs the PyTorch it was built for."""
+    torch.ops.load_library(str(next(pathlib.Path(folder).rglob("_vllm_fa3_C*.so"))))
+    return torch.ops._vllm_fa3_C
+
+
+class Fa3(Contender):
+    """FlashAttention-3 on pages, splitting as it sees fit, its schedule computed once a step."""
+
+    name = "fa3"
+    folder = None
+
+    def __init__(self, problem):
+        if problem.fp8:
+            raise Unsupported("wants fp8 queries with an fp8 cache")
+        super().__init__(problem)
+        if not self.folder or not list(pathlib.Path(self.folder).rglob("_vllm_fa3_C*.so")):
+            raise Unsupported("no vLLM files given (--vllm)")
+        p = problem
+        self.ops = flash_attention_3(self.folder)
+        self.k, self.v = ([x.transpose(1, 2) for x in caches] if p.hnd else caches for caches in (p.k, p.v))
+        self.window = (p.window - 1, 0) if p.window else (-1, -1)
+        self.plan()
+        self.run(0)
+
+    def plan(self):
+        p = self.p
+        self.schedule = self.ops.get_scheduler_metadata(
+            p.batch, max(p.new_lens), max(p.kv_lens), p.num_q_heads, p.num_kv_heads, p.head_dim, p.head_dim,
+            torch.bfloat16, p.lens, p.q_start, None, None, None, None, p.page_size, 0, True, *self.window, False, 0,
+            None, 0)
+
+    def run(self, i):
+        p = self.p
+        j = i % p.num_pools
+        self.ops.fwd(p.q, self.k[j], self.v[j], None, None, None, self.out, p.q_start, None, None, None, p.lens,
+                     max(p.new_lens), max(p.kv_lens), p.table, None, None, None, None, None, None, None, None,
+                     p.scale, True, *self.window, 0.0, True, self.schedule, 0, None, 0, None, 1, 0, None)
 
 
 class Unified(Contender):
@@ -414,29 +455,5 @@ class SdpaDense(Dense):
                                                          scale=p.scale, enable_gqa=p.group > 1, **self.mask)
 
 
-class Fa3Dense(Dense):
-    """FlashAttention-3's wheel, which was built without paged caches."""
-
-    name = "fa3-dense"
-
-    def __init__(self, problem):
-        try:
-            self.module = importlib.import_module("fa3_fwd_interface")
-        except (ImportError, OSError) as error:
-            raise Unsupported(f"no FlashAttention-3 wheel that loads here: {error}") from error
-        super().__init__(problem)
-        self.run(0)
-
-    def run(self, i):
-        p = self.p
-        j = i % p.num_pools
-        q = p.q.view(p.batch, p.new_lens[0], p.num_q_heads, p.head_dim)
-        if p.prefill:
-            self.module.flash_attn_func(q, self.k[j], self.v[j], softmax_scale=p.scale, causal=True)
-        else:
-            self.module.flash_attn_with_kvcache(q, self.k[j], self.v[j], cache_seqlens=p.lens,
-                                                softmax_scale=p.scale, causal=True)
-
-
 ALL = [Llmd, FlashInferCudaCores, FlashInferTensorCores, FlashInferXqa, FlashInferPersistent, FlashInferFa2,
-       FlashInferFa3, UnifiedDefault, UnifiedSplit, SdpaGather, SdpaDense, Fa3Dense]
+       FlashInferFa3, Fa3, UnifiedDefault, UnifiedSplit, SdpaGather, SdpaDense]

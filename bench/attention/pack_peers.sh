@@ -1,31 +1,37 @@
 #!/usr/bin/env bash
 # Packs what peers.py needs besides PyTorch and Triton into one archive for a machine without a network.
 #
-#   pack_peers.sh OUT.tar.xz FLASHINFER_WHEEL TVM_FFI_WHEEL PREBUILT [FA3_WHEEL|-] [VLLM_WHEEL_OR_FOLDER|-]
+#   pack_peers.sh OUT.tar.xz FLASHINFER_WHEEL TVM_FFI_WHEEL PREBUILT [VLLM_WHEEL_OR_FOLDER...]
 #
 # PREBUILT is the folder that build_peers.py filled. Of FlashInfer's wheel the sources of kernels that are not measured
-# are left out; what is left still compiles a missing attention kernel on the spot. Of vLLM's only the Triton kernel is
-# taken. The archive holds site/ (for PYTHONPATH), prebuilt/ and vllm/.
+# are left out; what is left still compiles an attention kernel that PREBUILT lacks. Of vLLM's wheels only the Triton
+# kernel and the library with FlashAttention-3 are taken, each from the first that has it. The archive holds site/ (for
+# PYTHONPATH), prebuilt/ and vllm/.
 set -euo pipefail
 if [ $# -lt 4 ]; then
   sed -n '2,9s/^# \{0,1\}//p' "$0"
   exit 2
 fi
-out=$(realpath -m "$1") flashinfer=$2 tvm_ffi=$3 prebuilt=$4 fa3=${5:--} vllm=${6:--}
+out=$(realpath -m "$1") flashinfer=$2 tvm_ffi=$3 prebuilt=$4
+shift 4
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/site" "$work/vllm"
 unzip -qo "$flashinfer" -d "$work/site"
 unzip -qo "$tvm_ffi" -d "$work/site"
-[ "$fa3" = - ] || unzip -qo "$fa3" -d "$work/site"
 cp -r "$prebuilt" "$work/prebuilt"
-if [ -d "$vllm" ]; then
-  find "$vllm" \( -name triton_unified_attention.py -o -name triton_attention_helpers.py \) \
-    -exec cp {} "$work/vllm" \;
-elif [ "$vllm" != - ]; then
-  unzip -qoj "$vllm" 'vllm/v1/attention/ops/triton_unified_attention.py' \
-    'vllm/v1/attention/ops/triton_attention_helpers.py' -d "$work/vllm"
-fi
+for vllm in "$@"; do
+  folder=$vllm
+  if [ -f "$vllm" ]; then
+    folder=$work/unpacked
+    rm -rf "$folder"
+    unzip -qo "$vllm" 'vllm/v1/attention/ops/triton_*' 'vllm/vllm_flash_attn/_vllm_fa3_C*' -d "$folder"
+  fi
+  if [ ! -e "$work/vllm/triton_unified_attention.py" ]; then  # both files from the same wheel
+    find "$folder" \( -name triton_unified_attention.py -o -name triton_attention_helpers.py \) -exec cp {} "$work/vllm" \;
+  fi
+  find "$folder" -name '_vllm_fa3_C*.so' -exec cp -n {} "$work/vllm" \;
+done
 data=$work/site/flashinfer/data
 find "$data/csrc" -mindepth 1 -maxdepth 1 -type d ! -name xqa -exec rm -rf {} +
 find "$data/csrc" -maxdepth 1 -name 'cake_*' -delete

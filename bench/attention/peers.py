@@ -41,7 +41,7 @@ def parse():
     parser.add_argument("--json", type=pathlib.Path, required=True, help="results are appended here")
     parser.add_argument("--seconds", type=float, default=200, help="for the whole run")
     parser.add_argument("--prebuilt", help="folder that build_peers.py filled")
-    parser.add_argument("--vllm", help="folder of an unpacked vLLM wheel, for its Triton kernel")
+    parser.add_argument("--vllm", help="folder of an unpacked vLLM wheel, for its Triton kernel and FlashAttention-3")
     parser.add_argument("--gigabytes", type=float, default=9.8, help="memory for caches; larger cases are left out")
     return parser.parse_args()
 
@@ -205,7 +205,7 @@ def main():
     device = torch.device("cuda", 0)
     library.Llmd.backend = capi.Backend(args.library)
     library.FlashInfer.prebuilt = args.prebuilt
-    library.Unified.folder = args.vllm
+    library.Unified.folder = library.Fa3.folder = args.vllm
     wanted = set(filter(None, args.contenders.split(",")))
     kinds = [kind for kind in library.ALL if not wanted or kind.name == "llmd" or kind.name in wanted]
     cases = [json.loads(line) for line in args.cases.read_text().splitlines()]

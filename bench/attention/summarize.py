@@ -12,7 +12,7 @@ import re
 import statistics
 import sys
 
-UNPAGED = {"sdpa-dense", "fa3-dense"}
+UNPAGED = {"sdpa-dense"}
 # Section 5 of the specification: share of the read ceiling from so many bytes on (batches of 16-bit decode).
 GATES = [(500e6, 0.92), (134e6, 0.90), (33e6, 0.70)]
 

@@ -343,6 +343,8 @@ class Unified(Contender):
         super().__init__(problem)
         if not self.folder:
             raise Unsupported("no vLLM files given (--vllm)")
+        if problem.name.startswith("sweep/G"):
+            raise Unsupported("left out of the sweep over groups: each would be compiled anew")
         p = problem
         self.call = unified_attention(self.folder)
         self.k, self.v = ([x.transpose(1, 2) for x in caches] if p.hnd else caches for caches in (p.k, p.v))

@@ -66,6 +66,7 @@ SPECS = [
     lambda: fa2(BF16, 64, True),
     lambda: xqa(BF16, 16, 64, 8, True),
     lambda: persistent(128),
+    lambda: xqa(BF16, 16, 64, 4),
     lambda: xqa(BF16, 16, 128, 1),
     lambda: xqa(BF16, 16, 128, 16),
     lambda: xqa(BF16, 16, 128, 3),

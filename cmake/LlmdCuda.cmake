@@ -29,9 +29,12 @@ endif()
 if(LLMD_CCACHE AND NOT CMAKE_CUDA_COMPILER_LAUNCHER)
   set(CMAKE_CUDA_COMPILER_LAUNCHER ${LLMD_CCACHE})
 endif()
-# This CMake does not know every architecture's name: targets get their flags from llmd_cuda_flags.
+# Older CMakes do not know every architecture's name (targets get theirs from llmd_cuda_flags), nor nvcc's C++20.
 set(CMAKE_CUDA_ARCHITECTURES OFF)
 enable_language(CUDA)
+if(NOT CMAKE_CUDA20_STANDARD_COMPILE_OPTION)
+  set(CMAKE_CUDA20_STANDARD_COMPILE_OPTION -std=c++20)
+endif()
 set(CMAKE_CUDA_STANDARD 20)
 set(CMAKE_CUDA_STANDARD_REQUIRED ON)
 set(CMAKE_CUDA_EXTENSIONS OFF)
@@ -54,7 +57,8 @@ foreach(_arch ${LLMD_CUDA_ARCHITECTURES})
       $<$<COMPILE_LANGUAGE:CUDA>:-gencode=arch=compute_${CMAKE_MATCH_1},code=${_code}>)
   endforeach()
 endforeach()
-# -lineinfo costs nothing at run time, and tools then name the line.
+# -lineinfo costs nothing at run time, and tools then name the line. Compressed, the library is a seventh.
 target_compile_options(llmd_cuda_flags INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:-lineinfo --expt-relaxed-constexpr -Xcompiler=-Wall,-Wextra,-Wno-sign-compare>
+  $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<VERSION_GREATER_EQUAL:$<CUDA_COMPILER_VERSION>,12.9>>:--compress-mode=size>
   $<$<AND:$<COMPILE_LANGUAGE:CUDA>,$<BOOL:${LLMD_WERROR}>>:-Werror=all-warnings>)

@@ -11,10 +11,9 @@
 namespace llmd::cuda {
 namespace {
 
-constexpr int kBlocksPerMultiprocessor = 2;
 constexpr int kMaxGrid = 1023;  // starts that one block plans
 
-int Grid(const Device& device) { return std::min(device.sms * kBlocksPerMultiprocessor, kMaxGrid); }
+int Grid(const Device& device) { return std::min(device.sms, kMaxGrid); }  // one block a multiprocessor
 
 llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.head_dim != 64 && shape.head_dim != 128) {
@@ -78,16 +77,18 @@ DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& la
           .group = shape.num_q_heads / shape.num_kv_heads,
           .row_tiles = layout.row_tiles,
           .heads = layout.heads,
+          .item_heads = layout.item_heads,
           .head_dim = shape.head_dim,
           .window = shape.window,
           .unit_keys = layout.unit_keys,
           .grid = layout.grid,
           .q_dtype = args.q_dtype,
           .o_dtype = args.o_dtype,
-          .tiles_in_pages = shape.page_size % kTileKeys == 0,
+          .groups_in_pages = shape.page_size % kGroupKeys == 0,
           .fixed_split = shape.fixed_split > 0,
           .validate = (args.flags & LLMD_VALIDATE) != 0,
-          .zero_padding = (args.flags & LLMD_ZERO_PADDING) != 0};
+          .zero_padding = (args.flags & LLMD_ZERO_PADDING) != 0,
+          .early_start = (args.flags & LLMD_EARLY_START) != 0};
 }
 
 }  // namespace
@@ -121,7 +122,7 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   }
   const PrefillParams prefill{.common = params,
                               .group = FastDivide(params.group),
-                              .grid = layout.grid,
+                              .grid = 2 * CurrentDevice()->sms,
                               .zero_padding = shape.mode == LLMD_PREFILL};
   return shape.kv_dtype == LLMD_BF16 ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
                                      : LaunchPrefillKernel<__half>(prefill, stream);

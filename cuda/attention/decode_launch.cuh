@@ -8,20 +8,34 @@
 
 namespace llmd::cuda {
 
-template <typename Cache, int D>
+template <typename Cache, int D, int kTeams>
 llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
-  // The same bytes in flight whatever the size of a tile: 96 KB a block, two blocks a multiprocessor.
-  constexpr int kStages = 3 * 256 / (D * static_cast<int>(sizeof(Cache)));
-  constexpr int kBytes = sizeof(typename DecodeTraits<Cache, D, kStages>::Shared);
-  static_assert(kBytes <= 113 * 1024, "two blocks a multiprocessor");
-  auto* kernel = DecodeKernel<Cache, D, kStages>;
+  using Traits = DecodeTraits<Cache, D, kTeams>;
+  constexpr int kBytes = sizeof(typename Traits::Shared);
+  static_assert(kBytes <= 227 * 1024);
+  auto* kernel = DecodeKernel<Traits, D>;
   if (llmd_code code = AllowShared("decode", kernel, kBytes); code != LLMD_OK) return code;
   return LaunchKernel({.kernel = "decode",
                        .grid = static_cast<unsigned>(params.grid),
                        .block = kDecodeThreads,
                        .shared_bytes = kBytes,
-                       .stream = stream},
+                       .stream = stream,
+                       .early_start = params.early_start},
                       kernel, params);
+}
+
+template <typename Cache, int D>
+llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
+  switch (params.heads / params.item_heads) {  // teams; TeamsOf() chooses
+    case 8:
+      return LaunchDecodeKernelFor<Cache, D, 8>(params, stream);
+    case 2:
+      if constexpr (D * sizeof(Cache) <= kShortRowBytes)
+        return LaunchDecodeKernelFor<Cache, D, 2>(params, stream);
+      [[fallthrough]];
+    default:
+      return LaunchDecodeKernelFor<Cache, D, 1>(params, stream);
+  }
 }
 
 template <typename Cache>

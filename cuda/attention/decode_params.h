@@ -35,10 +35,10 @@ struct DecodeParams {
   FastDivide page_size;
   float scale_log2;
   int scale_stride;
-  int batch, num_tokens, q_heads, group, row_tiles, heads, head_dim;
+  int batch, num_tokens, q_heads, group, row_tiles, heads, item_heads, head_dim;
   int window, unit_keys, grid;
   llmd_dtype q_dtype, o_dtype;
-  bool tiles_in_pages, fixed_split, validate, zero_padding;
+  bool groups_in_pages, fixed_split, validate, zero_padding, early_start;
 };
 
 #ifdef __CUDACC__

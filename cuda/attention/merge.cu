@@ -1,5 +1,5 @@
-// merge_states (spec 2.3): a thread has 4 elements of a row and goes through the row's parts in index order. The
-// log-sums of a row are read by each of its threads: they come from the first-level cache.
+// merge_states (spec 2.3): a thread has 4 elements of a row and goes through the row's parts in index order.
+// The log-sums of a row are read by each of its threads: they come from the first-level cache.
 #include <algorithm>
 #include <cmath>
 
@@ -93,21 +93,17 @@ llmd_code MergeStates(const llmd_merge_states_args& args, llmd_stream stream) {
   if (int64_t{args.num_tokens} * args.num_heads >= int64_t{1} << 32) {
     return attention::Fail(LLMD_UNSUPPORTED, "merge_states: num_tokens * num_heads is 2^32 or more");
   }
-  llmd_code code = LLMD_UNSUPPORTED;
-  if (args.o_dtype == LLMD_E4M3) return attention::Fail(code, "merge_states: no kernel for an e4m3 result");
-  const bool known = DispatchDtype(args.partial_dtype, [&](auto in) {
-    DispatchDtype(args.o_dtype, [&](auto out) {
+  return DispatchDtype(args.partial_dtype, [&](auto in) {
+    return DispatchDtype(args.o_dtype, [&](auto out) {
       using In = decltype(in);
       using Out = decltype(out);
       constexpr int kVector = 4;
       const bool vectors =
           Aligned(kVector * sizeof(In), sizeof(In), args.partial_o, args.head_dim) &&
           Aligned(kVector * sizeof(Out), sizeof(Out), args.o, args.o_strides.token, args.o_strides.head);
-      code = vectors ? Run<In, Out, kVector>(args, stream) : Run<In, Out, 1>(args, stream);
+      return vectors ? Run<In, Out, kVector>(args, stream) : Run<In, Out, 1>(args, stream);
     });
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "merge_states: no kernel for this dtype of partial results");
-  return code;
 }
 
 }  // namespace llmd::cuda

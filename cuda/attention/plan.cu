@@ -40,6 +40,7 @@ struct PlanParams {
   const std::int32_t* q_start;
   int batch, max_tokens, page_size, window, unit_keys, heads, group, grid;
   llmd_attention_mode mode;
+  bool fixed_split;
 };
 
 // The request's length, or 0 and a report if it is more than its pages can hold.
@@ -100,9 +101,11 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
       if (in_shared) shared_units[request] = all_units + before;
     }
     all_units += total;
-    before = ExclusiveSum(empty, total, scratch);
-    if (empty) w.empty[all_empty + before] = row;
-    all_empty += total;
+    if (__syncthreads_or(empty)) {
+      before = ExclusiveSum(empty, total, scratch);
+      if (empty) w.empty[all_empty + before] = row;
+      all_empty += total;
+    }
     if (has_q) {
       before = ExclusiveSum(
           prefill ? (static_cast<std::int64_t>(rows) * p.group + kPrefillRows - 1) / kPrefillRows : 0, total,
@@ -122,16 +125,19 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
   const std::int64_t* units = in_shared ? shared_units : w.units;
   const std::int64_t cost = UnitCount::Cost(all_units);
   const std::int64_t unit_total = UnitCount::Units(all_units);
-  const int wanted = static_cast<int>(unit_total < p.grid ? unit_total : p.grid);
+  const std::int64_t pieces = p.fixed_split ? unit_total : (unit_total + kPieceUnits - 1) / kPieceUnits;
+  const int wanted = static_cast<int>(pieces < p.grid ? pieces : p.grid);
   PieceStart start{};
-  std::int64_t place = -1, place_before = -1;
+  std::int64_t place = -1;
   const int c = threadIdx.x;
   if (c < wanted) {
     start = StartAt(c * cost / wanted, units, p.batch, p.heads);
+    start.length = w.lengths[start.request];
     place = PlaceOf(start, units, p.heads);
-    if (c > 0)
-      place_before = PlaceOf(StartAt((c - 1) * cost / wanted, units, p.batch, p.heads), units, p.heads);
   }
+  places[c] = place;
+  __syncthreads();
+  const std::int64_t place_before = c > 0 ? places[c - 1] : -1;
   std::int64_t blocks;
   bool first_of_place = c < wanted && place != place_before;
   std::int64_t index = ExclusiveSum(first_of_place, blocks, scratch);
@@ -139,7 +145,6 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
   if (c == 0) places[blocks] = unit_total;
   __syncthreads();
   if (first_of_place) {
-    start.length = w.lengths[start.request];
     if (start.unit > 0) {
       std::int64_t item = place - start.unit;
       std::int64_t item_end = item + UnitsOf(start.length, p.window, p.unit_keys);
@@ -189,10 +194,11 @@ llmd_code LaunchPlan(const llmd_plan_args& args, const WorkspaceLayout& layout, 
                shape.page_size,
                shape.window,
                layout.unit_keys,
-               layout.heads,
+               layout.item_heads,
                shape.num_q_heads / shape.num_kv_heads,
                layout.grid,
-               shape.mode};
+               shape.mode,
+               shape.fixed_split > 0};
   return LaunchKernel({.kernel = "plan", .grid = 1, .block = kThreads, .stream = stream}, PlanKernel, p);
 }
 

@@ -1,8 +1,9 @@
 // How the work of a decode step is cut, and where the parts of a workspace lie. Plain functions for host and
 // device: the host's planner in tests and the kernel in plan.cu make the same plan.
 //
-// An item is (request, KV head, tile of at most 16 query heads). Its visible keys, from a multiple of 16 on,
-// are cut into units. All units in a row, item after item, form one line that `grid` blocks share evenly
+// An item is (request, KV head, tile of at most 16 query heads), or as many neighbouring ones as a block has
+// teams. Its visible keys, from a multiple of 16 on, are cut into units. All units in a row, item after item,
+// form one line that `grid` blocks share evenly
 // ("flat partition"), each item counting kItemCost units more for its start and end. A block so gets a tail
 // of one item, whole items, and the head of another; at most its first and its last item are cut and leave
 // partial results. With a fixed split a unit is that many keys, every unit of an item with several is a part,
@@ -24,9 +25,12 @@
 
 namespace llmd::cuda {
 
-inline constexpr int kTileKeys = 16;      // what a warp works on at a time; within one page if P % 16 == 0
-inline constexpr int kUnitKeys = 64;      // a tile for each of a block's four warps
+inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
+inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
+inline constexpr int kPieceUnits = 2;     // a piece is no shorter, if all fits in fewer blocks than there are
+inline constexpr int kShortWindow = 512;  // keys
+inline constexpr int kShortRowBytes = 128;
 inline constexpr int kRowTile = 16;       // query heads of an item, the height of a matrix instruction
 inline constexpr int kPrefillRows = 128;  // packed rows (token, head of a group) of a prefill item
 
@@ -57,9 +61,10 @@ struct PlanHeader {
 
 // Shape and device to sizes; everything a launch needs to know of a workspace.
 struct WorkspaceLayout {
-  int grid;       // decode blocks
-  int row_tiles;  // of 16 query heads a KV head
-  int heads;      // KV heads * row tiles
+  int grid;        // decode blocks
+  int row_tiles;   // of 16 query heads a KV head
+  int heads;       // KV heads * row tiles
+  int item_heads;  // heads / teams
   int unit_keys;
   std::int64_t slots;                                                                  // partial results
   std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
@@ -69,17 +74,27 @@ LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
+// Teams of warps a block, each with a head of its own. Short rows of K and V: two, so that a token's
+// neighbouring heads are read together, as memory likes. Short windows: eight, since an item is too short to
+// be shared by warps.
+LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
+  if (shape.window > 0 && shape.window <= kShortWindow && heads % 8 == 0) return 8;
+  const int row_bytes = shape.head_dim * (shape.kv_dtype == LLMD_E4M3 ? 1 : 2);
+  return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
+}
+
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
   layout.grid = grid;
   layout.row_tiles = CeilDivide(shape.num_q_heads / shape.num_kv_heads, kRowTile);
   layout.heads = shape.num_kv_heads * layout.row_tiles;
+  layout.item_heads = layout.heads / TeamsOf(shape, layout.heads);
   layout.unit_keys = shape.fixed_split > 0 ? shape.fixed_split : kUnitKeys;
   bool decode = shape.mode != LLMD_PREFILL;
   layout.slots = !decode ? 0
                  : shape.fixed_split > 0
                      ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
-                     : 2 * static_cast<std::int64_t>(grid);
+                     : 2 * static_cast<std::int64_t>(grid) * (layout.heads / layout.item_heads);
   std::size_t at = RoundUp(sizeof(PlanHeader));
   auto take = [&at](std::size_t bytes) {
     std::size_t begin = at;
@@ -102,7 +117,7 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
 
 // First key a decode row of length L looks at, rounded down to a tile.
 LLMD_HD inline int FirstKey(int length, int window) {
-  return window > 0 && length > window ? (length - window) / kTileKeys * kTileKeys : 0;
+  return window > 0 && length > window ? (length - window) / kGroupKeys * kGroupKeys : 0;
 }
 LLMD_HD inline int UnitsOf(int length, int window, int unit_keys) {
   return CeilDivide(length - FirstKey(length, window), unit_keys);
@@ -120,6 +135,10 @@ struct UnitCount {
   LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
 };
 
+LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) {
+  return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
+}
+
 LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
   int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
   while (high - low > 1) {
@@ -129,29 +148,28 @@ LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, 
     else
       high = middle;
   }
-  std::int64_t rest = cost - UnitCount::Cost(units[low]);
-  int item_units =
-      static_cast<int>((UnitCount::Units(units[low + 1]) - UnitCount::Units(units[low])) / heads);
+  // Within a request 32 bits are enough.
+  const int rest = static_cast<int>(cost - UnitCount::Cost(units[low]));
+  const int item_units = ItemUnits(units, low, heads);
   PieceStart start{};
   start.request = low;
   if (item_units == 0) return start;
-  start.head = static_cast<int>(rest / (item_units + kItemCost));
-  int inside = static_cast<int>(rest % (item_units + kItemCost));
+  start.head = rest / (item_units + kItemCost);
+  const int inside = rest - start.head * (item_units + kItemCost);
   start.unit = inside > kItemCost ? inside - kItemCost : 0;
   return start;
 }
 
 // Place of a start on the line of units, which orders starts and finds equal ones.
 LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t* units, int heads) {
-  std::int64_t item_units =
-      (UnitCount::Units(units[start.request + 1]) - UnitCount::Units(units[start.request])) / heads;
-  return UnitCount::Units(units[start.request]) + start.head * item_units + start.unit;
+  return UnitCount::Units(units[start.request]) + start.head * ItemUnits(units, start.request, heads) +
+         start.unit;
 }
 
 // Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
 // block reads few parts, and the order is that of the parts.
 LLMD_HD inline int MergeGroup(int parts) {
-  if (parts <= 12) return parts;
+  if (parts <= 40) return parts;
   int group = 4;
   while (group * group < parts) ++group;
   return group;

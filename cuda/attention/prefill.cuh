@@ -99,7 +99,7 @@ class PrefillTile {
     rows_ = min(kPrefillRows, tokens_ * p_.group - first_row_);
     length_ = p_.workspace.lengths[low];
     const int first_position = Position(0), last_position = Position(rows_ - 1);
-    begin_ = p_.window > 0 ? max(0, first_position - p_.window + 1) / kTileKeys * kTileKeys : 0;
+    begin_ = p_.window > 0 ? max(0, first_position - p_.window + 1) / kGroupKeys * kGroupKeys : 0;
     steps_ = max(0, CeilDivide(last_position + 1 - begin_, kPrefillKeys));
     pages_ = PagesOf(p_.pages, low);
   }

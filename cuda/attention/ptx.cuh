@@ -136,6 +136,24 @@ __device__ __forceinline__ std::uint32_t HalfPairOfE4m3(std::uint32_t pair) {
 #endif
 }
 
+// Programmatic dependent launch (sm_90): waits until the kernels before on the stream have ended and what
+// they wrote is visible; lets the kernel after this one start as blocks of this one end.
+__device__ __forceinline__ void WaitForKernelBefore() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void AllowKernelAfter() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// A barrier of its own for a part of the block.
+__device__ __forceinline__ void SyncThreads(int barrier, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 __device__ __forceinline__ float LoadUncached(const float* pointer) { return __ldcg(pointer); }
 __device__ __forceinline__ float4 LoadUncached(const float4* pointer) { return __ldcg(pointer); }
 

@@ -1,5 +1,6 @@
-// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, in token order, so that neighbouring threads read
-// and write neighbouring bytes. Data is loaded before its place is known: the two chains of latency overlap.
+// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, in token order, so that neighbouring
+// threads read and write neighbouring bytes. Data is loaded before its place is known: the two chains of
+// latency overlap.
 #include <algorithm>
 
 #include "cuda/cache/placement.cuh"
@@ -47,7 +48,8 @@ __global__ void __launch_bounds__(kThreads)
     const Item item = Decode<N>(split, index, first_token);
     const llmd_token_strides strides = item.is_v ? args.v_strides : args.k_strides;
     const Src* source = static_cast<const Src*>(item.is_v ? args.v : args.k);
-    data[i] = LoadStream<Src, N>(source + item.token * strides.token + item.head * strides.head + item.element);
+    data[i] =
+        LoadStream<Src, N>(source + item.token * strides.token + item.head * strides.head + item.element);
   }
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
@@ -84,7 +86,8 @@ llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
   const uint32_t heads = args.cache.num_kv_heads;
   const Split split = {FastDiv(pieces), FastDiv(heads), FastDiv(args.cache.page_size)};
   const int64_t items_a_token = int64_t{2} * heads * pieces;
-  const int64_t most_tokens = std::max<int64_t>(1, (int64_t{1} << 30) / items_a_token);  // 32-bit item numbers
+  const int64_t most_tokens =
+      std::max<int64_t>(1, (int64_t{1} << 30) / items_a_token);  // 32-bit item numbers
   for (int64_t first = 0; first < args.num_tokens; first += most_tokens) {
     const int64_t items = std::min<int64_t>(most_tokens, args.num_tokens - first) * items_a_token;
     const Launch launch = {.kernel = "append_kv",
@@ -101,34 +104,28 @@ llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
 template <typename Src, typename Dst>
 llmd_code RunTyped(const llmd_append_kv_args& args, llmd_stream stream) {
   constexpr int kVector = 8;
-  const bool vectors =
-      args.cache.head_dim % kVector == 0 &&
-      Aligned(16, sizeof(Src), args.k, args.k_strides.token, args.k_strides.head) &&
-      Aligned(16, sizeof(Src), args.v, args.v_strides.token, args.v_strides.head);
+  const bool vectors = args.cache.head_dim % kVector == 0 &&
+                       Aligned(16, sizeof(Src), args.k, args.k_strides.token, args.k_strides.head) &&
+                       Aligned(16, sizeof(Src), args.v, args.v_strides.token, args.v_strides.head);
   if (!vectors) return Run<Src, Dst, 1, 1>(args, stream);
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
   // Once every thread of the device has a piece, several a thread: more bytes in flight and fewer blocks.
-  const int64_t items = int64_t{args.num_tokens} * 2 * args.cache.num_kv_heads * (args.cache.head_dim / kVector);
+  const int64_t items =
+      int64_t{args.num_tokens} * 2 * args.cache.num_kv_heads * (args.cache.head_dim / kVector);
   return items >= int64_t{device->sms} * 2048 * 4 ? Run<Src, Dst, kVector, 4>(args, stream)
-                                                   : Run<Src, Dst, kVector, 1>(args, stream);
+                                                  : Run<Src, Dst, kVector, 1>(args, stream);
 }
 
 }  // namespace
 
 llmd_code AppendKv(const llmd_append_kv_args& args, llmd_stream stream) {
   if (args.num_tokens == 0) return LLMD_OK;
-  llmd_code code = LLMD_UNSUPPORTED;
-  const bool known = DispatchDtype(args.dtype, [&](auto src) {
-    using Src = decltype(src);
-    if (args.cache.dtype == LLMD_E4M3) {
-      code = RunTyped<Src, Fp8>(args, stream);
-    } else {
-      DispatchDtype(args.cache.dtype, [&](auto dst) { code = RunTyped<Src, decltype(dst)>(args, stream); });
-    }
+  return DispatchDtype(args.dtype, [&](auto source) {
+    return DispatchCacheDtype(args.cache.dtype, [&](auto cache) {
+      return RunTyped<decltype(source), decltype(cache)>(args, stream);
+    });
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "append_kv: no kernel for this dtype of k and v");
-  return code;
 }
 
 }  // namespace llmd::cuda

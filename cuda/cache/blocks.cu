@@ -1,6 +1,7 @@
-// copy_blocks, gather_blocks and scatter_blocks (spec 1.2): scattered pieces at the rate of one contiguous copy.
-// All pieces of a call are one run of 16-byte units; a block takes 4 KiB * kUnroll of it, whatever piece they are in, so
-// small pieces fill it as well as large ones. A unit's two index loads hit the first-level cache.
+// copy_blocks, gather_blocks and scatter_blocks (spec 1.2): scattered pieces at the rate of one contiguous
+// copy. All pieces of a call are one run of 16-byte units; a block takes 4 KiB * kUnroll of it, whatever
+// piece they are in, so small pieces fill it as well as large ones. A unit's two index loads hit the
+// first-level cache.
 #include <algorithm>
 
 #include "cuda/common/convert.cuh"
@@ -13,6 +14,8 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kUnroll = 4;
+
+using Unit = uint4;
 
 enum class Move { kCopy, kGather, kScatter };
 
@@ -28,7 +31,7 @@ struct Job {
   uint32_t num_units;
 };
 
-template <typename Unit, Move kMove>
+template <Move kMove>
 __global__ void __launch_bounds__(kThreads) MoveKernel(const __grid_constant__ Job job) {
   const uint32_t first = blockIdx.x * (kThreads * kUnroll) + threadIdx.x;
   const char* from[kUnroll];
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(kThreads) MoveKernel(const __grid_constant__ J
   }
 }
 
-template <typename Unit, Move kMove>
+template <Move kMove>
 llmd_code Run(const char* name, Job job, int64_t num_pieces, llmd_stream stream) {
   const int64_t units = job.block_bytes / static_cast<int64_t>(sizeof(Unit));
   if (units > int64_t{1} << 30) {
@@ -84,23 +87,10 @@ llmd_code Run(const char* name, Job job, int64_t num_pieces, llmd_stream stream)
                            .grid = dim3(static_cast<unsigned>(CeilDiv(job.num_units, kThreads * kUnroll))),
                            .block = dim3(kThreads),
                            .stream = stream};
-    const llmd_code code = LaunchKernel(launch, MoveKernel<Unit, kMove>, job);
+    const llmd_code code = LaunchKernel(launch, MoveKernel<kMove>, job);
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;
-}
-
-template <Move kMove>
-llmd_code RunAny(const char* name, const Job& job, int64_t num_pieces, llmd_stream stream) {
-  if (num_pieces == 0 || job.block_bytes == 0) return LLMD_OK;
-  // Bases are caches: multiples of 16 bytes.
-  if (Aligned(16, 1, job.staging, job.page_stride, job.block_bytes)) {
-    return Run<uint4, kMove>(name, job, num_pieces, stream);
-  }
-  if (Aligned(4, 1, job.staging, job.page_stride, job.block_bytes)) {
-    return Run<uint32_t, kMove>(name, job, num_pieces, stream);
-  }
-  return Run<uint8_t, kMove>(name, job, num_pieces, stream);
 }
 
 Job MakeJob(const llmd_gather_blocks_args& args) {
@@ -110,28 +100,33 @@ Job MakeJob(const llmd_gather_blocks_args& args) {
   job.staging = static_cast<char*>(args.staging);
   job.page_stride = args.page_stride_bytes;
   job.block_bytes = args.block_bytes;
-  job.num_bases = FastDiv(std::max(1, args.num_bases));
+  job.num_bases = FastDiv(args.num_bases);
   return job;
 }
 
 }  // namespace
 
 llmd_code CopyBlocks(const llmd_copy_blocks_args& args, llmd_stream stream) {
+  if (args.num_pairs == 0) return LLMD_OK;
   Job job = {};
   job.bases = args.bases;
   job.blocks = args.pairs;
   job.page_stride = args.page_stride_bytes;
   job.block_bytes = args.block_bytes;
-  job.num_bases = FastDiv(std::max(1, args.num_bases));
-  return RunAny<Move::kCopy>("copy_blocks", job, int64_t{args.num_pairs} * args.num_bases, stream);
+  job.num_bases = FastDiv(args.num_bases);
+  return Run<Move::kCopy>("copy_blocks", job, int64_t{args.num_pairs} * args.num_bases, stream);
 }
 
 llmd_code GatherBlocks(const llmd_gather_blocks_args& args, llmd_stream stream) {
-  return RunAny<Move::kGather>("gather_blocks", MakeJob(args), int64_t{args.num_blocks} * args.num_bases, stream);
+  if (args.num_blocks == 0) return LLMD_OK;
+  return Run<Move::kGather>("gather_blocks", MakeJob(args), int64_t{args.num_blocks} * args.num_bases,
+                            stream);
 }
 
 llmd_code ScatterBlocks(const llmd_gather_blocks_args& args, llmd_stream stream) {
-  return RunAny<Move::kScatter>("scatter_blocks", MakeJob(args), int64_t{args.num_blocks} * args.num_bases, stream);
+  if (args.num_blocks == 0) return LLMD_OK;
+  return Run<Move::kScatter>("scatter_blocks", MakeJob(args), int64_t{args.num_blocks} * args.num_bases,
+                             stream);
 }
 
 }  // namespace llmd::cuda

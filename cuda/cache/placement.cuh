@@ -25,8 +25,8 @@ __device__ __forceinline__ void ReportBadToken(int64_t* error, int64_t kind, int
 }
 
 // `report`: whether this thread speaks for the token.
-__device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, const FastDiv& page_size, int token,
-                                           bool report) {
+__device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, const FastDiv& page_size,
+                                           int token, bool report) {
   constexpr Place kNowhere = {-1, 0};
   const int64_t num_pages = args.cache.num_pages;
   if (args.slots != nullptr) {
@@ -57,7 +57,7 @@ __device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, cons
   if (args.pages.indptr != nullptr) {
     const int32_t first = args.pages.indptr[request];
     pages = args.pages.pages + first;
-    count = args.pages.indptr[request + 1] - first;
+    count = first < 0 ? 0 : min(args.pages.indptr[request + 1], args.pages.max_pages) - first;
   } else {
     pages = args.pages.pages + request * args.pages.row_stride;
     count = args.pages.max_pages;

@@ -37,8 +37,8 @@ struct ElemOf<LLMD_E4M3> {
 template <llmd_dtype kType>
 using Elem = typename ElemOf<kType>::type;
 
-// Round to nearest even. For e4m3 what is past 448 saturates and NaN stays NaN (spec 1.2); the toolkit's function is
-// the hardware's instruction from sm_89 on, and the same results in software before.
+// Round to nearest even. For e4m3 what is past 448 saturates and NaN stays NaN (spec 1.2); the toolkit's
+// function is the hardware's instruction from sm_89 on, and the same results in software before.
 template <typename T>
 __device__ __forceinline__ T FromFloat(float x);
 template <>
@@ -71,7 +71,8 @@ struct alignas(sizeof(T) * N < 16 ? sizeof(T) * N : 16) Vec {
   T at[N];
 };
 
-// Of what no other thread reads: past the first-level cache. What is loaded may be overwritten by the same thread later.
+// Of what no other thread reads: past the first-level cache. What is loaded may be overwritten by the same
+// thread later.
 template <typename T, int N>
 __device__ __forceinline__ Vec<T, N> LoadStream(const T* p) {
   constexpr int kBytes = sizeof(T) * N;
@@ -130,22 +131,20 @@ __device__ __forceinline__ Vec<T, N> FromFloats(const float (&x)[N]) {
   return v;
 }
 
-// Calls f(T{}) with T of the element type; false if there is none for it.
+// Calls f with a value of the element type of activations: F32, F16 or BF16; the dtype has been checked.
 template <typename F>
-bool DispatchDtype(llmd_dtype dtype, F&& f) {
-  switch (dtype) {
-    case LLMD_F32:
-      f(float{});
-      return true;
-    case LLMD_F16:
-      f(__half{});
-      return true;
-    case LLMD_BF16:
-      f(__nv_bfloat16{});
-      return true;
-    default:
-      return false;
-  }
+llmd_code DispatchDtype(llmd_dtype dtype, F&& f) {
+  if (dtype == LLMD_F16) return f(__half{});
+  if (dtype == LLMD_BF16) return f(__nv_bfloat16{});
+  return f(float{});
+}
+
+// The same for a cache: F16, BF16 or E4M3.
+template <typename F>
+llmd_code DispatchCacheDtype(llmd_dtype dtype, F&& f) {
+  if (dtype == LLMD_F16) return f(__half{});
+  if (dtype == LLMD_BF16) return f(__nv_bfloat16{});
+  return f(Fp8{});
 }
 
 }  // namespace llmd::cuda

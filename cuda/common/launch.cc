@@ -18,8 +18,8 @@ std::string Dim(const dim3& d) {
 
 llmd_code DeviceError(cudaError_t error, const std::string& what) {
   (void)cudaGetLastError();  // so that the next launch does not report it as its own
-  return attention::Fail(LLMD_DEVICE_ERROR, what + ": " + cudaGetErrorString(error) + " (" +
-                                                cudaGetErrorName(error) + ")");
+  return attention::Fail(LLMD_DEVICE_ERROR,
+                         what + ": " + cudaGetErrorString(error) + " (" + cudaGetErrorName(error) + ")");
 }
 
 const Device* CurrentDevice() {
@@ -66,14 +66,17 @@ llmd_code LaunchKernel(const Launch& launch, const void* kernel, void** args) {
   config.blockDim = launch.block;
   config.dynamicSmemBytes = launch.shared_bytes;
   config.stream = launch.stream;
-  cudaLaunchAttribute attribute = {};
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
   if (launch.cluster > 1) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim.x = launch.cluster;
-    attribute.val.clusterDim.y = 1;
-    attribute.val.clusterDim.z = 1;
-    config.attrs = &attribute;
-    config.numAttrs = 1;
+    attribute.val.clusterDim = {launch.cluster, 1, 1};
+  }
+  if (launch.early_start) {
+    cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
   }
   const cudaError_t error = cudaLaunchKernelExC(&config, kernel, args);
   if (error == cudaSuccess) return LLMD_OK;

@@ -16,13 +16,13 @@ namespace llmd::cuda {
 struct Device {
   int index;
   int sms;
-  int capability;  // 90 for 9.0
+  int capability;        // 90 for 9.0
   int max_shared_bytes;  // of a block, opted in
   int64_t l2_bytes;
 };
 
-// The current device's properties, asked for once a device and process; null with last_error() if CUDA refuses.
-// Safe from any thread.
+// The current device's properties, asked for once a device and process; null with last_error() if CUDA
+// refuses. Safe from any thread.
 const Device* CurrentDevice();
 
 // Leaves "what: the runtime's words" in last_error() and clears the runtime's own error.
@@ -35,6 +35,7 @@ struct Launch {
   size_t shared_bytes = 0;
   llmd_stream stream = nullptr;
   unsigned cluster = 1;  // blocks a cluster along x
+  bool early_start = false;  // programmatic dependent launch
 };
 
 // Enqueues `kernel(args...)`. More than 48 KB of shared memory must have been allowed with AllowShared().
@@ -47,7 +48,8 @@ llmd_code LaunchKernel(const Launch& launch, void (*kernel)(Params...), const Ar
   return LaunchKernel(launch, reinterpret_cast<const void*>(kernel), pointers);
 }
 
-// Raises a kernel's limit of dynamic shared memory on the current device; remembered, so cheap after the first time.
+// Raises a kernel's limit of dynamic shared memory on the current device; remembered, so cheap after the
+// first time.
 llmd_code AllowShared(const char* name, const void* kernel, size_t bytes);
 
 template <typename... Params>
@@ -57,7 +59,8 @@ llmd_code AllowShared(const char* name, void (*kernel)(Params...), size_t bytes)
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// True if a tensor's rows may be accessed in pieces of `bytes`: its address and its strides are multiples of that.
+// True if a tensor's rows may be accessed in pieces of `bytes`: its address and its strides are multiples of
+// that.
 template <typename... Strides>
 bool Aligned(int64_t bytes, [[maybe_unused]] size_t element_bytes, const void* address, Strides... strides) {
   return reinterpret_cast<uintptr_t>(address) % bytes == 0 &&

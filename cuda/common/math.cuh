@@ -6,8 +6,8 @@
 
 namespace llmd::cuda {
 
-// n / d and n % d for 32-bit n by a multiplication: with s = ceil(log2 d) and m = ceil(2^(32 + s) / d) - 2^32,
-// n / d = (mulhi(n, m) + n) >> s, with the sum in 33 bits.
+// n / d and n % d for 32-bit n by a multiplication: with s = ceil(log2 d) and m = ceil(2^(32 + s) / d) -
+// 2^32, n / d = (mulhi(n, m) + n) >> s, with the sum in 33 bits.
 struct FastDiv {
   uint32_t divisor = 1;
   uint32_t multiplier = 0;
@@ -43,7 +43,8 @@ struct Max {
   }
 };
 
-// Over `lanes` neighbouring lanes (a power of two); every lane gets the result, and each in the same order of sums.
+// Over `lanes` neighbouring lanes (a power of two); every lane gets the result, and each in the same order of
+// sums.
 template <typename T, typename Op>
 __device__ __forceinline__ T WarpReduce(T x, Op op, int lanes = 32) {
   for (int step = lanes / 2; step > 0; step /= 2) x = op(x, __shfl_xor_sync(0xffffffffu, x, step));
@@ -63,8 +64,8 @@ __device__ __forceinline__ T WarpExclusiveSum(T x, T* total) {
   return sum - x;
 }
 
-// Over a block of whole warps. `shared` holds one T a warp (32 are always enough); all threads must come, and a
-// barrier must lie between two uses of the same `shared`: the function begins with one.
+// Over a block of whole warps. `shared` holds one T a warp (32 are always enough); all threads must come, and
+// a barrier must lie between two uses of the same `shared`: the function begins with one.
 template <typename T, typename Op>
 __device__ __forceinline__ T BlockReduce(T x, Op op, T* shared) {
   x = WarpReduce(x, op);

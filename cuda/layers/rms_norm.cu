@@ -1,5 +1,6 @@
-// rms_norm (spec 1.4). A row is read once and kept in registers between the sum and the product: short rows (a head) have a
-// few lanes of a warp, several rows in flight; longer rows a block. Rows too long for that, or not aligned, are read twice.
+// rms_norm (spec 1.4). A row is read once and kept in registers between the sum and the product: short rows
+// (a head) have a few lanes of a warp, several rows in flight; longer rows a block. Rows too long for that,
+// or not aligned, are read twice.
 #include <algorithm>
 
 #include "cuda/common/convert.cuh"
@@ -12,7 +13,8 @@ namespace {
 
 // x, or the sum with the residual that it leaves there; as floats of what is stored.
 template <typename T, int N>
-__device__ __forceinline__ void Sum(const Vec<T, N>& x, const Vec<T, N>& residual, T* target, float (&sum)[N]) {
+__device__ __forceinline__ void Sum(const Vec<T, N>& x, const Vec<T, N>& residual, T* target,
+                                    float (&sum)[N]) {
   float a[N], b[N];
   ToFloats(x, a);
   ToFloats(residual, b);
@@ -38,7 +40,8 @@ __device__ __forceinline__ float Factor(float sum, const llmd_rms_norm_args& arg
 
 // `lanes` threads (32 or fewer, or the whole block) hold kRows rows in kUnits vectors a row and thread.
 template <typename T, int N, int kUnits, int kRows, bool kWholeBlock>
-__global__ void RegisterKernel(const __grid_constant__ llmd_rms_norm_args args, int lanes) {
+__global__ void __launch_bounds__(kWholeBlock ? 1024 : 256)
+    RegisterKernel(const __grid_constant__ llmd_rms_norm_args args, int lanes) {
   __shared__ float shared[32];
   const int pieces = args.size / N;
   const int group = kWholeBlock ? 0 : threadIdx.x / lanes;
@@ -171,7 +174,6 @@ llmd_code RunTyped(const llmd_rms_norm_args& args, llmd_stream stream) {
     return RunRegisters<T, N, 1, 1, true>(args, threads(1), stream);
   }
   if (pieces <= 2048) return RunRegisters<T, N, 2, 1, true>(args, threads(2), stream);
-  if (pieces <= 4096) return RunRegisters<T, N, 4, 1, true>(args, threads(4), stream);
   return RunTwoPass<T, N>(args, stream);
 }
 
@@ -179,11 +181,9 @@ llmd_code RunTyped(const llmd_rms_norm_args& args, llmd_stream stream) {
 
 llmd_code RmsNorm(const llmd_rms_norm_args& args, llmd_stream stream) {
   if (args.num_rows == 0 || args.size == 0) return LLMD_OK;
-  if (args.num_rows > INT32_MAX) return attention::Fail(LLMD_UNSUPPORTED, "rms_norm: num_rows is 2^31 or more");
-  llmd_code code = LLMD_UNSUPPORTED;
-  const bool known = DispatchDtype(args.dtype, [&](auto element) { code = RunTyped<decltype(element)>(args, stream); });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "rms_norm: no kernel for this dtype");
-  return code;
+  if (args.num_rows > INT32_MAX)
+    return attention::Fail(LLMD_UNSUPPORTED, "rms_norm: num_rows is 2^31 or more");
+  return DispatchDtype(args.dtype, [&](auto element) { return RunTyped<decltype(element)>(args, stream); });
 }
 
 }  // namespace llmd::cuda

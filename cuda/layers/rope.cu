@@ -1,8 +1,9 @@
-// rope and rope_append (spec 1.4). A block has a few tokens: it computes their sines and cosines once into shared memory,
-// then every thread turns pieces of two vectors of heads. Angles are fp32 products of the position and a frequency that
-// the host computed in double, so that all backends turn by the same angle.
+// rope and rope_append (spec 1.4). A block has a few tokens: it computes their sines and cosines once into
+// shared memory, then every thread turns pieces of two vectors of heads. The whole turns of an angle are
+// taken off in double, which costs nothing a token and keeps angles right at any position; frequencies come
+// from the host.
 #include <algorithm>
-#include <cmath>
+#include <numbers>
 #include <type_traits>
 
 #include "cuda/cache/placement.cuh"
@@ -10,6 +11,7 @@
 #include "cuda/common/launch.h"
 #include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
+#include "src/attention/frequencies.h"
 
 namespace llmd::cuda {
 namespace {
@@ -18,8 +20,8 @@ constexpr int kThreads = 256;
 constexpr int kMaxPairs = 256;
 constexpr int kMaxTokens = 8;  // of a block
 
-struct Frequencies {
-  float at[kMaxPairs];
+struct Frequencies {  // in turns a position
+  double at[kMaxPairs];
 };
 
 struct Job {
@@ -45,7 +47,8 @@ struct Job {
 
 // The two vectors of a piece, as stored, turned by their angles. `turns` are the token's (cos, sin).
 template <int N>
-__device__ __forceinline__ void Rotate(const Job& job, int first, const float2* turns, float (&a)[N], float (&b)[N]) {
+__device__ __forceinline__ void Rotate(const Job& job, int first, const float2* turns, float (&a)[N],
+                                       float (&b)[N]) {
   const auto turn = [](const float2& t, float& x, float& y) {
     const float rotated = x * t.x - y * t.y;
     y = y * t.x + x * t.y;
@@ -77,7 +80,8 @@ __device__ __forceinline__ void StoreScaled(Cache* target, float (&x)[N], float 
 template <typename T, typename Cache, int N>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(const __grid_constant__ Job job, const __grid_constant__ Frequencies frequencies,
-               const __grid_constant__ llmd_append_kv_args append, const __grid_constant__ FastDiv page_size) {
+               const __grid_constant__ llmd_append_kv_args append,
+               const __grid_constant__ FastDiv page_size) {
   constexpr bool kAppend = !std::is_void_v<Cache>;
   extern __shared__ float2 turns[];  // [tokens][pairs]
   __shared__ Place places[kMaxTokens];
@@ -86,9 +90,10 @@ __global__ void __launch_bounds__(kThreads)
   const int tokens = min(job.tokens_a_block, job.num_tokens - first_token);
 
   for (int i = threadIdx.x; i < tokens * pairs; i += kThreads) {
-    const float position = static_cast<float>(job.positions[first_token + i / pairs]);
+    double turn = job.positions[first_token + i / pairs] * frequencies.at[i % pairs];
+    turn -= rint(turn);
     float sine, cosine;
-    sincosf(position * frequencies.at[i % pairs], &sine, &cosine);
+    sincospif(static_cast<float>(2 * turn), &sine, &cosine);
     turns[i] = make_float2(cosine, sine);
   }
   if constexpr (kAppend) {
@@ -145,41 +150,31 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// In double, as every backend does it; the last answer is kept, for a model asks the same at every layer.
+// The last answer is kept, for a model asks the same at every layer.
 llmd_code ComputeFrequencies(const char* name, const llmd_rope& rope, const Frequencies** out) {
   static thread_local llmd_rope last = {};
   static thread_local Frequencies frequencies = {};
   if (rope.rotary_dim > 2 * kMaxPairs) {
-    return attention::Fail(LLMD_UNSUPPORTED, std::string(name) + ": rotary_dim is " + std::to_string(rope.rotary_dim) +
-                                                 ", the limit is " + std::to_string(2 * kMaxPairs));
+    return attention::Fail(LLMD_UNSUPPORTED, std::string(name) + ": rope.rotary_dim is " +
+                                                 std::to_string(rope.rotary_dim) + ", the limit is " +
+                                                 std::to_string(2 * kMaxPairs));
   }
   *out = &frequencies;
-  if (rope.theta == last.theta && rope.rotary_dim == last.rotary_dim && rope.scale_factor == last.scale_factor &&
-      rope.low_freq_factor == last.low_freq_factor && rope.high_freq_factor == last.high_freq_factor &&
-      rope.old_context == last.old_context) {
+  if (rope.theta == last.theta && rope.rotary_dim == last.rotary_dim &&
+      rope.scale_factor == last.scale_factor && rope.low_freq_factor == last.low_freq_factor &&
+      rope.high_freq_factor == last.high_freq_factor && rope.old_context == last.old_context) {
     return LLMD_OK;
   }
   for (int i = 0; i < rope.rotary_dim / 2; ++i) {
-    double f = std::pow(static_cast<double>(rope.theta), -2.0 * i / rope.rotary_dim);
-    if (rope.scale_factor > 0) {
-      const double low = rope.low_freq_factor, high = rope.high_freq_factor, context = rope.old_context;
-      const double wavelength = 2 * 3.14159265358979323846 / f;
-      if (wavelength > context / low) {
-        f /= rope.scale_factor;
-      } else if (wavelength >= context / high) {
-        const double w = (context / wavelength - low) / (high - low);
-        f = (1 - w) * f / rope.scale_factor + w * f;
-      }
-    }
-    frequencies.at[i] = static_cast<float>(f);
+    frequencies.at[i] = attention::Frequency(rope, i) / (2 * std::numbers::pi);
   }
   last = rope;
   return LLMD_OK;
 }
 
 template <typename T, typename Cache, int N>
-llmd_code Run(const char* name, Job job, int head_dim, const llmd_rope& rope, const llmd_append_kv_args& append,
-              llmd_stream stream) {
+llmd_code Run(const char* name, Job job, int head_dim, const llmd_rope& rope,
+              const llmd_append_kv_args& append, llmd_stream stream) {
   const Frequencies* frequencies = nullptr;
   if (const llmd_code code = ComputeFrequencies(name, rope, &frequencies); code != LLMD_OK) return code;
   const Device* device = CurrentDevice();
@@ -187,7 +182,6 @@ llmd_code Run(const char* name, Job job, int head_dim, const llmd_rope& rope, co
   job.rotated_pieces = job.rotary_dim / 2 / N;
   const int pieces = job.rotated_pieces + (head_dim - job.rotary_dim) / N;
   const int heads = job.q_heads + job.kv_heads * (std::is_void_v<Cache> ? 1 : 2);
-  if (heads == 0 || pieces == 0) return LLMD_OK;
   job.pieces = FastDiv(pieces);
   job.heads = FastDiv(heads);
   // Several tokens a block hide the time for the angles, once there are blocks enough for the device.
@@ -207,13 +201,12 @@ template <typename T, typename Cache>
 llmd_code RunTyped(const char* name, const Job& job, int head_dim, const llmd_rope& rope,
                    const llmd_append_kv_args& append, llmd_stream stream) {
   constexpr int N = 16 / sizeof(T);
-  const bool vectors =
-      job.rotary_dim % (2 * N) == 0 && head_dim % N == 0 &&
-      Aligned(16, sizeof(T), job.q, job.q_strides.token, job.q_strides.head) &&
-      Aligned(16, sizeof(T), job.q_out, job.q_out_strides.token, job.q_out_strides.head) &&
-      Aligned(16, sizeof(T), job.k, job.k_strides.token, job.k_strides.head) &&
-      Aligned(16, sizeof(T), job.k_out, job.k_out_strides.token, job.k_out_strides.head) &&
-      Aligned(16, sizeof(T), append.v, append.v_strides.token, append.v_strides.head);
+  const bool vectors = job.rotary_dim % (2 * N) == 0 && head_dim % N == 0 &&
+                       Aligned(16, sizeof(T), job.q, job.q_strides.token, job.q_strides.head) &&
+                       Aligned(16, sizeof(T), job.q_out, job.q_out_strides.token, job.q_out_strides.head) &&
+                       Aligned(16, sizeof(T), job.k, job.k_strides.token, job.k_strides.head) &&
+                       Aligned(16, sizeof(T), job.k_out, job.k_out_strides.token, job.k_out_strides.head) &&
+                       Aligned(16, sizeof(T), append.v, append.v_strides.token, append.v_strides.head);
   return vectors ? Run<T, Cache, N>(name, job, head_dim, rope, append, stream)
                  : Run<T, Cache, 1>(name, job, head_dim, rope, append, stream);
 }
@@ -239,12 +232,9 @@ llmd_code Rope(const llmd_rope_args& args, llmd_stream stream) {
     job.k_out = args.k_out;
     job.k_out_strides = args.k_out_strides;
   }
-  llmd_code code = LLMD_UNSUPPORTED;
-  const bool known = DispatchDtype(args.dtype, [&](auto element) {
-    code = RunTyped<decltype(element), void>("rope", job, args.head_dim, args.rope, {}, stream);
+  return DispatchDtype(args.dtype, [&](auto element) {
+    return RunTyped<decltype(element), void>("rope", job, args.head_dim, args.rope, {}, stream);
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "rope: no kernel for this dtype");
-  return code;
 }
 
 llmd_code RopeAppend(const llmd_rope_append_args& args, llmd_stream stream) {
@@ -264,19 +254,12 @@ llmd_code RopeAppend(const llmd_rope_append_args& args, llmd_stream stream) {
   job.k = append.k;
   job.k_strides = append.k_strides;
   const int head_dim = append.cache.head_dim;
-  llmd_code code = LLMD_UNSUPPORTED;
-  const bool known = DispatchDtype(append.dtype, [&](auto element) {
-    using T = decltype(element);
-    if (append.cache.dtype == LLMD_E4M3) {
-      code = RunTyped<T, Fp8>("rope_append", job, head_dim, args.rope, append, stream);
-    } else {
-      DispatchDtype(append.cache.dtype, [&](auto cache) {
-        code = RunTyped<T, decltype(cache)>("rope_append", job, head_dim, args.rope, append, stream);
-      });
-    }
+  return DispatchDtype(append.dtype, [&](auto element) {
+    return DispatchCacheDtype(append.cache.dtype, [&](auto cache) {
+      return RunTyped<decltype(element), decltype(cache)>("rope_append", job, head_dim, args.rope, append,
+                                                          stream);
+    });
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "rope_append: no kernel for this dtype of q, k and v");
-  return code;
 }
 
 }  // namespace llmd::cuda

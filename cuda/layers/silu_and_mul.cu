@@ -1,4 +1,5 @@
-// silu_and_mul (spec 1.4): y = silu(a) * b. Bound by memory: two pieces of 16 bytes of each half in flight a thread.
+// silu_and_mul (spec 1.4): y = silu(a) * b. Bound by memory: two pieces of 16 bytes of each half in flight a
+// thread.
 #include <algorithm>
 
 #include "cuda/common/convert.cuh"
@@ -64,15 +65,12 @@ llmd_code Run(const llmd_silu_and_mul_args& args, llmd_stream stream) {
 
 llmd_code SiluAndMul(const llmd_silu_and_mul_args& args, llmd_stream stream) {
   if (args.num_rows == 0 || args.size == 0) return LLMD_OK;
-  llmd_code code = LLMD_UNSUPPORTED;
-  const bool known = DispatchDtype(args.dtype, [&](auto element) {
+  return DispatchDtype(args.dtype, [&](auto element) {
     using T = decltype(element);
     constexpr int kVector = 16 / sizeof(T);
     const bool vectors = Aligned(16, sizeof(T), args.x, args.size) && Aligned(16, sizeof(T), args.y);
-    code = vectors ? Run<T, kVector, 2>(args, stream) : Run<T, 1, 4>(args, stream);
+    return vectors ? Run<T, kVector, 2>(args, stream) : Run<T, 1, 4>(args, stream);
   });
-  if (!known) return attention::Fail(LLMD_UNSUPPORTED, "silu_and_mul: no kernel for this dtype");
-  return code;
 }
 
 }  // namespace llmd::cuda

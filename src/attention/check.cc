@@ -422,7 +422,7 @@ llmd_code Check(const llmd_attention_args& args) {
   rules.Float("", "o_dtype", args.o_dtype, /*f32=*/true);
   rules.Finite("", "scale", args.scale);
   rules.Optional("", "sinks", args.sinks, 4);
-  constexpr uint32_t kFlags = LLMD_VALIDATE | LLMD_ZERO_PADDING;
+  constexpr uint32_t kFlags = LLMD_VALIDATE | LLMD_ZERO_PADDING | LLMD_EARLY_START;
   if ((args.flags & ~kFlags) != 0)
     rules.Broken("", "flags", " is " + Text(args.flags) + ", has unknown bits");
   if (!rules.ok() || args.num_tokens == 0) return rules.code();
@@ -527,6 +527,8 @@ llmd_code Check(const llmd_rms_norm_args& args) {
   rules.Pointer("", "weight", args.weight, size);
   rules.Pointer("", "y", args.y, size);
   rules.Optional("", "residual", args.residual, size);
+  rules.AtLeast("", "x_stride", args.x_stride, 0);
+  rules.AtLeast("", "y_stride", args.y_stride, args.num_rows > 1 ? args.size : 0);
   rules.Input("", "x_stride", {args.x_stride, 0}, args.num_rows, 1, args.size, args.dtype);
   rules.Output("", "y_stride", {args.y_stride, 0}, args.num_rows, 1, args.size, args.dtype);
   rules.InPlace("", "y_stride", args.x, {args.x_stride, 0}, args.y, {args.y_stride, 0});
@@ -558,7 +560,7 @@ llmd_code Check(const llmd_sample_args& args) {
   rules.AtLeast("", "vocab", args.vocab, 1);
   if (!rules.ok() || args.batch == 0) return rules.code();
   rules.Pointer("", "logits", args.logits, static_cast<int64_t>(SizeOf(args.dtype)));
-  if (args.batch > 1) rules.AtLeast("", "row_stride", args.row_stride, args.vocab);
+  rules.AtLeast("", "row_stride", args.row_stride, args.batch > 1 ? args.vocab : 0);
   rules.Input("", "row_stride", {args.row_stride, 0}, args.batch, 1, args.vocab, args.dtype);
   rules.Optional("", "temperature", args.temperature, 4);
   rules.Optional("", "min_p", args.min_p, 4);

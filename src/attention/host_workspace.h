@@ -57,7 +57,7 @@ llmd_code Guarded(F&& f) noexcept {
   try {
     return f();
   } catch (const std::exception&) {
-    return LLMD_DEVICE_ERROR;
+    return Fail(LLMD_DEVICE_ERROR, "out of memory");
   }
 }
 

@@ -58,7 +58,11 @@ enum {
      dereferenced and is reported by check_workspace(). */
   LLMD_VALIDATE = 1,
   /* Rows of q past q_start[batch] get O = 0 and LSE = -inf; without it they are left untouched. */
-  LLMD_ZERO_PADDING = 2
+  LLMD_ZERO_PADDING = 2,
+  /* The decode kernel may start while the kernel before it on the stream ends (programmatic dependent launch, from sm_90
+     on): it then reads the plan, the page lists and all keys and values but each request's newest before it
+     waits for that kernel. So that kernel must write none of these; q and the newest token's key and value it may. */
+  LLMD_EARLY_START = 4
 };
 
 typedef struct llmd_attention_args {

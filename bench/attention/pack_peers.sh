@@ -3,13 +3,12 @@
 #
 #   pack_peers.sh OUT.tar.xz FLASHINFER_WHEEL TVM_FFI_WHEEL PREBUILT [VLLM_WHEEL_OR_FOLDER...]
 #
-# PREBUILT is the folder that build_peers.py filled. Of FlashInfer's wheel the sources of kernels that are not measured
-# are left out; what is left still compiles an attention kernel that PREBUILT lacks. Of vLLM's wheels only the Triton
-# kernel and the library with FlashAttention-3 are taken, each from the first that has it. The archive holds site/ (for
-# PYTHONPATH), prebuilt/ and vllm/.
+# PREBUILT is the folder that build_peers.py filled; FlashInfer's own sources are left out, so that what PREBUILT lacks is
+# refused and not compiled. Of vLLM's wheels only the Triton kernel and the library with FlashAttention-3 are taken, each
+# from the first that has it. The archive holds site/ (for PYTHONPATH), prebuilt/ and vllm/.
 set -euo pipefail
 if [ $# -lt 4 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0"
+  sed -n '2,8s/^# \{0,1\}//p' "$0"
   exit 2
 fi
 out=$(realpath -m "$1") flashinfer=$2 tvm_ffi=$3 prebuilt=$4
@@ -35,11 +34,9 @@ done
 data=$work/site/flashinfer/data
 find "$data/csrc" -mindepth 1 -maxdepth 1 -type d ! -name xqa -exec rm -rf {} +
 find "$data/csrc" -maxdepth 1 -name 'cake_*' -delete
-find "$data" -mindepth 1 -maxdepth 1 -type d ! -name csrc ! -name include ! -name cutlass ! -name cccl \
-  ! -name spdlog -exec rm -rf {} +
-find "$data/cutlass" -mindepth 1 -maxdepth 1 -type d ! -name include ! -name tools -exec rm -rf {} +
+find "$data" -mindepth 1 -maxdepth 1 -type d ! -name csrc -exec rm -rf {} +
 find "$work/site" \( -name '*.cubin' -o -name '*.pyc' \) -delete
 find "$work/site/flashinfer" -name '*.json' -size +1M -delete
 find "$work/site/flashinfer/experimental" -type f \( -size +200k -o ! -name '*.py' \) -delete
-tar -C "$work" -cf - site prebuilt vllm | xz -2 >"$out"
+tar -C "$work" -cf - site prebuilt vllm | xz -4 >"$out"
 ls -l "$out"

@@ -47,8 +47,8 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
     PieceWalk walk;
     walk.Begin(p, start, end);
     state.LoadQuery(p, walk);
-    bool more = true;
-    while (more) {
+    PieceWalk done;
+    for (bool more = true; more;) {
       state.Begin();
       const bool two_rows = p.group > 8;
       const int tiles = walk.template Tiles<Traits>(p);
@@ -63,12 +63,13 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
         fill = use;
         use = use + 1 == kStages ? 0 : use + 1;
       }
-      const PieceWalk done = walk;
+      done = walk;
       more = walk.Next(p, end);
       if (more) state.LoadQuery(p, walk);  // arrives while the piece is finished
       piece_end.Finish(state, done, start, end);
     }
     CopyAsyncWait<0>();
+    piece_end.Complete(done, start, end);
   } else if (p.early_start) {
     WaitForKernelBefore();
   }

@@ -41,7 +41,44 @@ class PieceEnd {
       Traits::TeamSync();
       if (row < rows_) MergeWarps(row, warp, lane, value_scale);
     }
-    if (parts_ > 1) Arrive();
+    if (p_.fixed_split && parts_ > 1) {
+      const int group = MergeGroup(parts_), first = part_ / group * group;
+      Arrive(Last(GroupCounter(first), min(group, parts_ - first)));
+    }
+  }
+
+  // Hands over the parts of the cut items with which the block's share begins and ends: together and at the
+  // end, since to make them visible takes long.
+  __device__ void Complete(const PieceWalk& last_piece, const PieceStart& start, const PieceStart& end) {
+    if (p_.fixed_split) return;
+    PieceWalk first_piece;
+    first_piece.Begin(p_, start, end);
+    const bool first_cut = first_piece.unit > 0;
+    const bool last_cut = last_piece.unit == 0 && last_piece.unit_end < last_piece.units;
+    if (!first_cut && !last_cut) return;
+    Traits::TeamSync();
+    const int thread = Traits::Thread();
+    if (thread < 2 && (thread == 0 ? first_cut : last_cut)) {
+      if (thread == 0) {
+        Locate(first_piece, start, end);
+      } else {
+        Locate(last_piece, start, end);
+      }
+      const int group = MergeGroup(parts_), first = part_ / group * group;
+      const int expected = min(group, parts_ - first);
+      shared_.arrived_last[Traits::TeamIndex()][thread] = CountArrival(GroupCounter(first), expected);
+    }
+    Traits::TeamSync();
+    const bool arrived_last[2] = {first_cut && shared_.arrived_last[Traits::TeamIndex()][0],
+                                  last_cut && shared_.arrived_last[Traits::TeamIndex()][1]};
+    if (arrived_last[0]) {
+      Locate(first_piece, start, end);
+      Arrive(true);
+    }
+    if (arrived_last[1]) {
+      Locate(last_piece, start, end);
+      Arrive(true);
+    }
   }
 
  private:
@@ -139,28 +176,33 @@ class PieceEnd {
     return token_ * p_.o_strides.token + (first_head_ + row) * p_.o_strides.head;
   }
 
-  // Counts this part; the last of its group merges the group, and the last group's merger merges the groups.
-  __device__ void Arrive() {
-    const int group = MergeGroup(parts_), groups = CeilDivide(parts_, group);
-    const int mine = part_ / group, first = mine * group;
-    if (!Last(p_.workspace.counters + Slot(first), min(group, parts_ - first))) return;
+  // The last of its group to arrive merges the group, and the last group's merger merges the groups.
+  __device__ void Arrive(bool last_of_group) {
+    if (!last_of_group) return;
+    const int group = MergeGroup(parts_), groups = CeilDivide(parts_, group), first = part_ / group * group;
     MergeParts(first, 1, min(group, parts_ - first), groups == 1);
     if (groups == 1) return;
     if (Last(p_.workspace.counters + p_.workspace.slots + Slot(0), groups))
       MergeParts(0, group, groups, true);
   }
 
+  __device__ unsigned* GroupCounter(int first) const { return p_.workspace.counters + Slot(first); }
+
+  // For one thread, after a barrier of its team, whose writes it makes visible.
+  __device__ static bool CountArrival(unsigned* counter, int expected) {
+    const bool last = AddReleaseAcquire(counter, 1) == expected - 1;
+    if (last) *counter = 0;  // ready for the next launch
+    return last;
+  }
+
   __device__ bool Last(unsigned* counter, int expected) {
     Traits::TeamSync();
-    if (Traits::Thread() == 0) {
-      __threadfence();  // orders what the whole block wrote before the barrier
-      const bool last = atomicAdd(counter, 1) == expected - 1;
-      if (last) *counter = 0;  // ready for the next launch
-      __threadfence();
-      shared_.arrived_last[Traits::TeamIndex()] = last;
-    }
+    int& shared_last = shared_.arrived_last[Traits::TeamIndex()][0];
+    if (Traits::Thread() == 0) shared_last = CountArrival(counter, expected);
     Traits::TeamSync();
-    return shared_.arrived_last[Traits::TeamIndex()];
+    const bool last = shared_last;
+    Traits::TeamSync();  // all have read it
+    return last;
   }
 
   // Merges parts first, first + step, ... of the item, into the output or into the first of them. Eight at a

@@ -125,8 +125,9 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
   const std::int64_t* units = in_shared ? shared_units : w.units;
   const std::int64_t cost = UnitCount::Cost(all_units);
   const std::int64_t unit_total = UnitCount::Units(all_units);
-  const std::int64_t pieces = p.fixed_split ? unit_total : (unit_total + kPieceUnits - 1) / kPieceUnits;
-  const int wanted = static_cast<int>(pieces < p.grid ? pieces : p.grid);
+  const int wanted =
+      static_cast<int>(min(PiecesWanted(unit_total, UnitCount::Items(all_units), p.fixed_split),
+                           static_cast<std::int64_t>(p.grid)));
   PieceStart start{};
   std::int64_t place = -1;
   const int c = threadIdx.x;

@@ -28,7 +28,6 @@ namespace llmd::cuda {
 inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
 inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
-inline constexpr int kPieceUnits = 2;     // a piece is no shorter, if all fits in fewer blocks than there are
 inline constexpr int kShortWindow = 512;  // keys
 inline constexpr int kShortRowBytes = 128;
 inline constexpr int kRowTile = 16;       // query heads of an item, the height of a matrix instruction
@@ -164,6 +163,13 @@ LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, 
 LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t* units, int heads) {
   return UnitCount::Units(units[start.request]) + start.head * ItemUnits(units, start.request, heads) +
          start.unit;
+}
+
+// Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
+// more.
+LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items, bool fixed_split) {
+  constexpr std::int64_t kCheapParts = 16;
+  return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
 }
 
 // Parts of a cut item are merged in groups of about the square root of their number, then the groups: one

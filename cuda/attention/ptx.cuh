@@ -149,6 +149,17 @@ __device__ __forceinline__ void AllowKernelAfter() {
 #endif
 }
 
+// Adds at the scope of the device; what this thread has seen written before is visible to who sees the sum,
+// and the other way round.
+__device__ __forceinline__ unsigned AddReleaseAcquire(unsigned* counter, unsigned value) {
+  unsigned before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(counter), "r"(value)
+               : "memory");
+  return before;
+}
+
 // A barrier of its own for a part of the block.
 __device__ __forceinline__ void SyncThreads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every benchmark of the `release` build that needs no GPU (for those: gpu_check.sh); writes bench/results/NAME.jsonl and the machine's description beside them.
+# Runs every benchmark of the `release` build that needs no GPU (gpu_check.sh has the others); writes
+# bench/results/NAME.jsonl and the machine's description beside them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p bench/results

@@ -30,9 +30,10 @@ endif()
 
 # Private flags of our own targets; consumers keep theirs.
 add_library(llmd_flags INTERFACE)
-target_compile_options(llmd_flags INTERFACE -Wall -Wextra -Wno-sign-compare
-  $<$<CXX_COMPILER_ID:GNU>:-Wno-restrict>  # GCC 12 sees overlaps in std::string's operator+ that are not there
-  $<$<BOOL:${LLMD_WERROR}>:-Werror>)
+target_compile_options(llmd_flags INTERFACE "$<$<COMPILE_LANGUAGE:C,CXX>:-Wall;-Wextra;-Wno-sign-compare>"
+  # GCC 12 sees overlaps in std::string's operator+ that are not there.
+  $<$<COMPILE_LANG_AND_ID:CXX,GNU>:-Wno-restrict>
+  $<$<AND:$<COMPILE_LANGUAGE:C,CXX>,$<BOOL:${LLMD_WERROR}>>:-Werror>)
 if(LLMD_SANITIZE)
   target_compile_options(llmd_flags INTERFACE -fsanitize=${LLMD_SANITIZE} -fno-omit-frame-pointer -fno-sanitize-recover=all)
   target_link_options(llmd_flags INTERFACE -fsanitize=${LLMD_SANITIZE})

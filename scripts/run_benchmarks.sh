@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every benchmark of the `release` build; writes bench/results/NAME.jsonl and the machine's description beside them.
+# Runs every benchmark of the `release` build that needs no GPU (gpu_check.sh has the others); writes
+# bench/results/NAME.jsonl and the machine's description beside them.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 mkdir -p bench/results
@@ -12,7 +13,7 @@ mkdir -p bench/results
   echo "revision: $(git describe --always --dirty 2>/dev/null || echo unknown)"
 } >bench/results/machine.txt
 cat bench/results/machine.txt
-find build/release/bench -type f -name 'bench_*' -perm -u+x | sort | while read -r bench; do
+find build/release/bench -type f -name 'bench_*' ! -name bench_attention -perm -u+x | sort | while read -r bench; do
   name=$(basename "$bench")
   echo "== $name"
   arguments=(--json)

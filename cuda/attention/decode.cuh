@@ -1,0 +1,80 @@
+// Paged decode for one new token a request: MHA, GQA and MQA, split over keys, combined in the same kernel.
+//
+// A block of eight warps, one block a multiprocessor, walks its share of the plan (plan.h). Within a piece,
+// warp w takes the tiles w, w + 8, ... (or
+// teams of warps take neighbouring heads); each warp has a ring of stages in shared memory that it fills by
+// cp.async on its own, across the ends of pieces, so there is no barrier in the main loop and loads never
+// stop between pieces. The query heads of a group are the rows of the matrix products (16 x 8 x 16): S = Q
+// K^T leaves P in the registers where P V wants it. At the end of a piece the warps' (m, l, o) are merged in
+// shared memory; a cut item's part goes to the workspace, and the block that arrives last merges the parts in
+// their order (spec: paged-attention.md 3.2, 3.3, 3.6).
+#ifndef LLMD_CUDA_ATTENTION_DECODE_CUH_
+#define LLMD_CUDA_ATTENTION_DECODE_CUH_
+
+#include "cuda/attention/decode_end.cuh"
+#include "cuda/attention/decode_load.cuh"
+
+namespace llmd::cuda {
+
+template <typename Traits, int D>
+__global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams p) {
+  extern __shared__ __align__(128) char memory[];
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
+  constexpr int kStages = Traits::kStages;
+  const int warp = threadIdx.x / 32;
+  if (p.early_start) AllowKernelAfter();
+
+  // Asked for together, for latency; the header is needed only at the end.
+  const PieceStart start = p.workspace.starts[blockIdx.x], end = p.workspace.starts[blockIdx.x + 1];
+  const int empty = p.workspace.header->empty_rows, tokens = p.workspace.header->tokens;
+  if (start.request < p.batch) {
+    TileLoader<Traits> loader(p, shared, start, end);
+    bool waited = !p.early_start;
+#pragma unroll 1
+    for (int stage = 0; stage < kStages - 1; ++stage) {
+      if (!waited && !loader.NextIsOld()) {
+        WaitForKernelBefore();
+        waited = true;
+      }
+      loader.Issue(stage);
+      CopyAsyncCommit();
+    }
+    if (!waited) WaitForKernelBefore();
+    int fill = kStages - 1, use = 0;
+    const std::uint32_t ring = SharedAddress(shared.ring[warp][0]);
+    WarpState<Traits, D> state;
+    PieceEnd<Traits, D> piece_end(p, shared);
+    PieceWalk walk;
+    walk.Begin(p, start, end);
+    state.LoadQuery(p, walk);
+    bool more = true;
+    while (more) {
+      state.Begin();
+      const bool two_rows = p.group > 8;
+      const int tiles = walk.template Tiles<Traits>(p);
+#pragma unroll 1
+      for (int tile = 0; tile < tiles; ++tile) {
+        loader.Issue(fill);
+        CopyAsyncCommit();
+        CopyAsyncWait<kStages - 1>();
+        __syncwarp();
+        state.Add(ring + use * Traits::kStageBytes, shared.live[warp][use], two_rows);
+        __syncwarp();  // the stage may be filled again
+        fill = use;
+        use = use + 1 == kStages ? 0 : use + 1;
+      }
+      const PieceWalk done = walk;
+      more = walk.Next(p, end);
+      if (more) state.LoadQuery(p, walk);  // arrives while the piece is finished
+      piece_end.Finish(state, done, start, end);
+    }
+    CopyAsyncWait<0>();
+  } else if (p.early_start) {
+    WaitForKernelBefore();
+  }
+  ZeroRows(p, empty, tokens);
+}
+
+}  // namespace llmd::cuda
+
+#endif  // LLMD_CUDA_ATTENTION_DECODE_CUH_

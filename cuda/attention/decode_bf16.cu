@@ -1,0 +1,7 @@
+#include "cuda/attention/decode_launch.cuh"
+
+namespace llmd::cuda {
+
+template llmd_code LaunchDecodeKernel<__nv_bfloat16>(const DecodeParams& params, llmd_stream stream);
+
+}  // namespace llmd::cuda

@@ -1,0 +1,49 @@
+// Launches the decode kernels of one cache type; each type's are compiled in a file of their own.
+#ifndef LLMD_CUDA_ATTENTION_DECODE_LAUNCH_CUH_
+#define LLMD_CUDA_ATTENTION_DECODE_LAUNCH_CUH_
+
+#include "cuda/attention/decode.cuh"
+#include "cuda/attention/launch.h"
+#include "cuda/common/launch.h"
+
+namespace llmd::cuda {
+
+template <typename Cache, int D, int kTeams>
+llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
+  using Traits = DecodeTraits<Cache, D, kTeams>;
+  constexpr int kBytes = sizeof(typename Traits::Shared);
+  static_assert(kBytes <= 227 * 1024);
+  auto* kernel = DecodeKernel<Traits, D>;
+  if (llmd_code code = AllowShared("decode", kernel, kBytes); code != LLMD_OK) return code;
+  return LaunchKernel({.kernel = "decode",
+                       .grid = static_cast<unsigned>(params.grid),
+                       .block = kDecodeThreads,
+                       .shared_bytes = kBytes,
+                       .stream = stream,
+                       .early_start = params.early_start},
+                      kernel, params);
+}
+
+template <typename Cache, int D>
+llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
+  switch (params.heads / params.item_heads) {  // teams; TeamsOf() chooses
+    case 8:
+      return LaunchDecodeKernelFor<Cache, D, 8>(params, stream);
+    case 2:
+      if constexpr (D * sizeof(Cache) <= kShortRowBytes)
+        return LaunchDecodeKernelFor<Cache, D, 2>(params, stream);
+      [[fallthrough]];
+    default:
+      return LaunchDecodeKernelFor<Cache, D, 1>(params, stream);
+  }
+}
+
+template <typename Cache>
+llmd_code LaunchDecodeKernel(const DecodeParams& params, llmd_stream stream) {
+  return params.head_dim == 128 ? LaunchDecodeKernelFor<Cache, 128>(params, stream)
+                                : LaunchDecodeKernelFor<Cache, 64>(params, stream);
+}
+
+}  // namespace llmd::cuda
+
+#endif  // LLMD_CUDA_ATTENTION_DECODE_LAUNCH_CUH_

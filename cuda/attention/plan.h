@@ -1,0 +1,186 @@
+// How the work of a decode step is cut, and where the parts of a workspace lie. Plain functions for host and
+// device: the host's planner in tests and the kernel in plan.cu make the same plan.
+//
+// An item is (request, KV head, tile of at most 16 query heads), or as many neighbouring ones as a block has
+// teams. Its visible keys, from a multiple of 16 on, are cut into units. All units in a row, item after item,
+// form one line that `grid` blocks share evenly
+// ("flat partition"), each item counting kItemCost units more for its start and end. A block so gets a tail
+// of one item, whole items, and the head of another; at most its first and its last item are cut and leave
+// partial results. With a fixed split a unit is that many keys, every unit of an item with several is a part,
+// and no cut depends on other requests.
+#ifndef LLMD_CUDA_ATTENTION_PLAN_H_
+#define LLMD_CUDA_ATTENTION_PLAN_H_
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+
+#include "llmd/attention/attention.h"
+
+#ifdef __CUDACC__
+#define LLMD_HD __host__ __device__
+#else
+#define LLMD_HD
+#endif
+
+namespace llmd::cuda {
+
+inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
+inline constexpr int kUnitKeys = 64;      // where items may be cut
+inline constexpr int kItemCost = 2;       // in units
+inline constexpr int kShortWindow = 512;  // keys
+inline constexpr int kShortRowBytes = 128;
+inline constexpr int kRowTile = 16;       // query heads of an item, the height of a matrix instruction
+inline constexpr int kPrefillRows = 128;  // packed rows (token, head of a group) of a prefill item
+
+// Where a block's share begins; the next start is its end. Starts past the last share have request = batch.
+// `first_block` and `last_block` are the blocks that hold the beginning and the end of the item that is cut
+// here (unit > 0).
+struct alignas(32) PieceStart {
+  std::int32_t request;
+  std::int32_t head;  // KV head * row tiles + row tile
+  std::int32_t unit;
+  std::int32_t first_block;
+  std::int32_t last_block;
+  std::int32_t length;  // of the request
+  std::int32_t unused[2];
+};
+
+struct PlanHeader {
+  std::int32_t empty_rows;     // requests without a key, whose rows are zeroed
+  std::int32_t prefill_tiles;  // row tiles of all requests
+  std::int32_t tokens;         // q_start[batch]
+  std::int32_t prefill_next;   // work counter of the prefill kernel
+  std::int32_t prefill_done;
+  std::int32_t error_kind;  // llmd_data_error, written once
+  std::int32_t error_request;
+  std::int64_t error_value;
+  std::int32_t error_index;
+};
+
+// Shape and device to sizes; everything a launch needs to know of a workspace.
+struct WorkspaceLayout {
+  int grid;        // decode blocks
+  int row_tiles;   // of 16 query heads a KV head
+  int heads;       // KV heads * row tiles
+  int item_heads;  // heads / teams
+  int unit_keys;
+  std::int64_t slots;                                                                  // partial results
+  std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
+};
+
+LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
+
+LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
+
+// Teams of warps a block, each with a head of its own. Short rows of K and V: two, so that a token's
+// neighbouring heads are read together, as memory likes. Short windows: eight, since an item is too short to
+// be shared by warps.
+LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
+  if (shape.window > 0 && shape.window <= kShortWindow && heads % 8 == 0) return 8;
+  const int row_bytes = shape.head_dim * (shape.kv_dtype == LLMD_E4M3 ? 1 : 2);
+  return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
+}
+
+LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
+  WorkspaceLayout layout{};
+  layout.grid = grid;
+  layout.row_tiles = CeilDivide(shape.num_q_heads / shape.num_kv_heads, kRowTile);
+  layout.heads = shape.num_kv_heads * layout.row_tiles;
+  layout.item_heads = layout.heads / TeamsOf(shape, layout.heads);
+  layout.unit_keys = shape.fixed_split > 0 ? shape.fixed_split : kUnitKeys;
+  bool decode = shape.mode != LLMD_PREFILL;
+  layout.slots = !decode ? 0
+                 : shape.fixed_split > 0
+                     ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
+                     : 2 * static_cast<std::int64_t>(grid) * (layout.heads / layout.item_heads);
+  std::size_t at = RoundUp(sizeof(PlanHeader));
+  auto take = [&at](std::size_t bytes) {
+    std::size_t begin = at;
+    at = RoundUp(at + bytes);
+    return begin;
+  };
+  layout.starts = take((grid + 1) * sizeof(PieceStart));
+  layout.units = take((shape.max_batch + 1) * sizeof(std::int64_t));
+  layout.lengths = take(shape.max_batch * sizeof(std::int32_t));
+  layout.empty = take(shape.max_batch * sizeof(std::int32_t));
+  layout.counters = take(2 * layout.slots * sizeof(std::int32_t));
+  layout.lse = take(layout.slots * kRowTile * sizeof(float));
+  layout.partials = take(layout.slots * kRowTile * shape.head_dim * sizeof(float));
+  if (shape.mode != LLMD_DECODE) {
+    layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
+  }
+  layout.bytes = at;
+  return layout;
+}
+
+// First key a decode row of length L looks at, rounded down to a tile.
+LLMD_HD inline int FirstKey(int length, int window) {
+  return window > 0 && length > window ? (length - window) / kGroupKeys * kGroupKeys : 0;
+}
+LLMD_HD inline int UnitsOf(int length, int window, int unit_keys) {
+  return CeilDivide(length - FirstKey(length, window), unit_keys);
+}
+
+// Start `c` of `count` on the cost line. `units[b]` counts units of the requests before b times their heads,
+// in two halves: the low 40 bits are units, the rest is items.
+struct UnitCount {
+  static constexpr int kShift = 40;
+  LLMD_HD static std::int64_t Make(std::int64_t units, std::int64_t items) {
+    return units | (items << kShift);
+  }
+  LLMD_HD static std::int64_t Units(std::int64_t count) { return count & ((std::int64_t{1} << kShift) - 1); }
+  LLMD_HD static std::int64_t Items(std::int64_t count) { return count >> kShift; }
+  LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
+};
+
+LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) {
+  return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
+}
+
+LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
+  int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
+  while (high - low > 1) {
+    int middle = (low + high) / 2;
+    if (UnitCount::Cost(units[middle]) <= cost)
+      low = middle;
+    else
+      high = middle;
+  }
+  // Within a request 32 bits are enough.
+  const int rest = static_cast<int>(cost - UnitCount::Cost(units[low]));
+  const int item_units = ItemUnits(units, low, heads);
+  PieceStart start{};
+  start.request = low;
+  if (item_units == 0) return start;
+  start.head = rest / (item_units + kItemCost);
+  const int inside = rest - start.head * (item_units + kItemCost);
+  start.unit = inside > kItemCost ? inside - kItemCost : 0;
+  return start;
+}
+
+// Place of a start on the line of units, which orders starts and finds equal ones.
+LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t* units, int heads) {
+  return UnitCount::Units(units[start.request]) + start.head * ItemUnits(units, start.request, heads) +
+         start.unit;
+}
+
+// Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
+// more.
+LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items, bool fixed_split) {
+  constexpr std::int64_t kCheapParts = 16;
+  return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
+}
+
+// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
+// block reads few parts, and the order is that of the parts.
+LLMD_HD inline int MergeGroup(int parts) {
+  if (parts <= 40) return parts;
+  int group = 4;
+  while (group * group < parts) ++group;
+  return group;
+}
+
+}  // namespace llmd::cuda
+
+#endif  // LLMD_CUDA_ATTENTION_PLAN_H_

@@ -34,7 +34,7 @@ struct Launch {
   dim3 block;
   size_t shared_bytes = 0;
   llmd_stream stream = nullptr;
-  unsigned cluster = 1;  // blocks a cluster along x
+  unsigned cluster = 1;      // blocks a cluster along x
   bool early_start = false;  // programmatic dependent launch
 };
 

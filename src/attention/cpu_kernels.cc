@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "src/attention/cpu_kernels_impl.h"
+#include "src/attention/cpu_kernels.inc"
 
 namespace llmd::attention::cpu {
 

@@ -1,4 +1,4 @@
-#include "src/attention/cpu_kernels_impl.h"
+#include "src/attention/cpu_kernels.inc"
 
 namespace llmd::attention::cpu {
 

@@ -177,8 +177,8 @@ class PieceEnd {
         for (int n = 0; n < kBatch; ++n) {
           const int part = min(begin + n, count - 1);
           const std::int64_t at = Slot(first + part * step) * kRowTile + row;
-          lse[n] = LoadUncached(p_.workspace.lse + at);
-          value[n] = LoadUncached(reinterpret_cast<const float4*>(p_.workspace.partials + at * D) + quad);
+          lse[n] = __ldcg(p_.workspace.lse + at);
+          value[n] = __ldcg(reinterpret_cast<const float4*>(p_.workspace.partials + at * D) + quad);
         }
         float updated = greatest;
 #pragma unroll

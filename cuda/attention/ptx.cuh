@@ -165,9 +165,6 @@ __device__ __forceinline__ void SyncThreads(int barrier, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
 
-__device__ __forceinline__ float LoadUncached(const float* pointer) { return __ldcg(pointer); }
-__device__ __forceinline__ float4 LoadUncached(const float4* pointer) { return __ldcg(pointer); }
-
 }  // namespace llmd::cuda
 
 #endif  // LLMD_CUDA_ATTENTION_PTX_CUH_

@@ -175,8 +175,7 @@ void KvFeedLoop::SetEndpoints(const EndpointIdentities& endpoints,
     const bool stays =
         it != wanted.end() && !left.contains(id) && endpoint->problem.empty() && it->second.problem.empty() &&
         it->second.identity->host_port == endpoint->identity->host_port &&
-        it->second.addresses == endpoint->addresses &&
-        it->second.default_model == endpoint->default_model &&
+        it->second.addresses == endpoint->addresses && it->second.default_model == endpoint->default_model &&
         it->second.gpu_removal == endpoint->gpu_removal;
     if (stays) {
       endpoint->identity = std::move(it->second.identity);

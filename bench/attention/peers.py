@@ -56,14 +56,11 @@ def parse():
 
 
 def spread(count):
-    """0 .. count - 1 such that any beginning of it covers the whole range: the last, the middle, the quarters, ..."""
+    """0 .. count - 1 such that any beginning covers the whole range: the first, the middle, the quarters, ..."""
     def place(i):
-        place, step = 0.0, 0.5
-        while i:
-            place += step * (i & 1)
-            i, step = i >> 1, step / 2
-        return place
-    return sorted(range(count), key=lambda i: place(count - 1 - i))
+        bits = f"{i:b}"[::-1]
+        return int(bits, 2) / (1 << len(bits))
+    return sorted(range(count), key=place)
 
 
 def by_worth(cases):
@@ -172,7 +169,7 @@ class Contest:
             return
         seat.worker = None
         seat.failures += 1
-        if failure.stage in GRAPH_STAGES and not seat.entry.ours or seat.failures > 1:
+        if failure.stage in GRAPH_STAGES:
             seat.graphs = False
         self.report(seat, case, failure.what, failure.stage, failure.detail)
         if not seat.out:
@@ -213,8 +210,7 @@ class Contest:
         seats = self.idle(case)
         replies = {}
         # Those with and those without graphs are asked apart, since all of a call get the same request.
-        for graph in (True, False):
-            group = [seat for seat in seats if seat.graphs == graph]
+        for graph, group in [(flag, [seat for seat in seats if seat.graphs == flag]) for flag in (True, False)]:
             if group:
                 replies |= self.ask(group, {"do": "prepare", "case": case, "graph": graph}, case["name"],
                                     3 * self.args.silence)
@@ -358,8 +354,7 @@ def run(contest, cases):
                   flush=True)
     took, measured = [], 0
     for i, case in enumerate(todo):
-        expected = statistics.median(took) if took else 5
-        if contest.remaining() < 2 * expected:
+        if contest.remaining() < (2 * statistics.median(took) if took else 1):
             left_out += todo[i:]
             break
         began = time.monotonic()

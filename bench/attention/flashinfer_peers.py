@@ -19,6 +19,7 @@ class FlashInfer(Contender):
         prebuilt = options.get("prebuilt")
         if prebuilt:
             os.environ["FLASHINFER_DISABLE_JIT"] = "1"
+        os.environ["FLASHINFER_DECODE_AUTO_CUDNN"] = "0"  # its own kernels
         cls.module = importlib.import_module("flashinfer")
         if prebuilt:
             importlib.import_module("flashinfer.jit.env").FLASHINFER_AOT_DIR = pathlib.Path(prebuilt).resolve()
@@ -109,13 +110,12 @@ class Xqa(FlashInfer):
                   bmm1_scale=p.scale, bmm2_scale=1.0, window_left=self.left, out=self.out, kv_layout=self.layout)
 
 
-class Prefill(FlashInfer):
-    algorithm = "fa2"
+class Fa2(FlashInfer):
+    """Paged prefill with mma.sync."""
 
     def __init__(self, problem):
         super().__init__(problem)
-        self.wrapper = self.module.BatchPrefillWithPagedKVCacheWrapper(self.workspace(), self.layout,
-                                                                       backend=self.algorithm)
+        self.wrapper = self.module.BatchPrefillWithPagedKVCacheWrapper(self.workspace(), self.layout, backend="fa2")
         self.plan()
 
     def plan(self):
@@ -123,11 +123,3 @@ class Prefill(FlashInfer):
         self.wrapper.plan(p.q_start_host, p.indptr_host, p.indices, p.last_page_len_host, p.num_q_heads,
                           p.num_kv_heads, p.head_dim, p.page_size, causal=True, window_left=self.left,
                           q_data_type=torch.bfloat16, kv_data_type=self.kv_dtype, sm_scale=p.scale)
-
-
-class Fa2(Prefill):
-    pass
-
-
-class Fa3(Prefill):
-    algorithm = "fa3"

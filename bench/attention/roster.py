@@ -34,7 +34,6 @@ ROSTER = [
     Entry("triton-unified", "vllm_peers", "UnifiedDefault", prefill=True),
     Entry("flashinfer-persistent", "flashinfer_peers", "Persistent", prefill=True),
     Entry("triton-unified-64", "vllm_peers", "UnifiedSplit"),
-    Entry("flashinfer-fa3", "flashinfer_peers", "Fa3", decode=False, prefill=True),
     Entry("sdpa-gather", "torch_peers", "SdpaGather"),
     Entry("sdpa-dense", "torch_peers", "SdpaDense", prefill=True, paged=False),
 ]

@@ -7,6 +7,7 @@ import pathlib
 import sys
 import types
 
+import dry_device
 import torch
 from contenders import Contender
 from unsupported import Unsupported
@@ -106,6 +107,8 @@ class Unified(Contender):
     @classmethod
     def load(cls, options):
         cls.call = staticmethod(unified_attention(options["vllm"]))
+        if options.get("dry_run"):
+            dry_device.pretend_triton_driver()
 
     @classmethod
     def check(cls, case):

@@ -50,13 +50,14 @@ class Session:
         if self.device is not None:
             return
         self.stage("open the device")
-        self.device = torch.device("cpu" if self.dry else "cuda:0")
+        device = torch.device("cpu" if self.dry else "cuda:0")
         torch.manual_seed(1)
         if not self.dry:
             # One stream for everything, and not the default one, which cannot be captured.
-            self.stream = torch.cuda.Stream()
+            self.stream = torch.cuda.Stream(device)
             torch.cuda.set_stream(self.stream)
-        self.arena = Arena(self.device)
+        self.arena = Arena(device)
+        self.device = device
 
     def _synchronize(self):
         if not self.dry:
@@ -74,23 +75,22 @@ class Session:
             return self._stopped("out of memory", error)
         except Exception as error:  # a peer's refusal, or its failure to compile
             traceback.print_exc()
-            fatal = self._broken()
-            reply = self._stopped("error", f"{type(error).__name__}: {error}", fatal)
-            if fatal:
+            if self._broken():
                 raise
-            return reply
+            return self._stopped("error", f"{type(error).__name__}: {error}")
 
     def _broken(self):
-        """Whether the device context is lost: then only a new process helps."""
+        """Whether the device context is lost, or never came: then only a new process helps."""
+        if self.device is None:
+            return True
         try:
             self._synchronize()
         except RuntimeError:
             return True
         return False
 
-    def _stopped(self, status, reason, keep=False):
-        if not keep:
-            self._release()
+    def _stopped(self, status, reason):
+        self._release()
         return {"status": status, "detail": str(reason)[:300]}
 
     def _prepare(self, case, graph):

@@ -268,7 +268,7 @@ class Contest:
         launches = {name: reply["launches"] for name, reply in replies.items() if reply["status"] == "ok"}
         graphs = {seat.entry.name: seat.graphs for seat in ready}
         times, last = self.race(case, ready, replies)
-        metrics, medians = [("contenders", len(times), "", "higher")], {}
+        metrics, medians = [], {}
         for seat in ready:
             name = seat.entry.name
             if name not in times:
@@ -282,11 +282,31 @@ class Contest:
                 metrics.append((f"on_a_stream/{name}", 1, "", "lower"))
             if replies[name].get("plan_us") is not None:
                 metrics.append((f"plan_us/{name}", replies[name]["plan_us"], "us", "lower"))
-        metrics += [("kv_bytes", case["kv_bytes"], "B", "lower"), ("flop", case["flop"], "", "higher")]
+        if medians:
+            metrics += [("kv_bytes", case["kv_bytes"], "B", "lower"), ("flop", case["flop"], "", "higher"),
+                        ("contenders", len(medians), "", "higher")]
         return metrics, line_for(medians)
+
+    def await_ours(self):
+        """A case without us is of little use: if we are being started again, waits for that. False if we are out."""
+        ours = [seat for seat in self.seats if seat.entry.ours]
+        end = time.monotonic() + self.args.start_seconds
+        while time.monotonic() < end and self.remaining() > 0:
+            for seat in ours:
+                if seat.worker is not None and seat.worker.pending == 0:
+                    seat.worker.receive()
+                self.settle(seat, "start")
+            if any(seat.worker is not None and seat.worker.idle for seat in ours):
+                break
+            if all(seat.out for seat in ours):
+                return False
+            time.sleep(0.02)
+        return True
 
 
 def line_for(medians):
+    if not medians:
+        return "nothing ran"
     ours = {e.name for e in ROSTER if e.ours} & medians.keys()
     peers = {e.name for e in ROSTER if e.paged and not e.ours} & medians.keys()
     text = []
@@ -353,6 +373,10 @@ def run(contest, cases):
                   flush=True)
     took, measured = [], 0
     for i, case in enumerate(todo):
+        if not contest.await_ours():
+            print("this library is out: the rest is not measured", flush=True)
+            left_out += todo[i:]
+            break
         if contest.remaining() < (2 * statistics.median(took) if took else 1):
             left_out += todo[i:]
             break
@@ -360,11 +384,8 @@ def run(contest, cases):
         metrics, line = contest.contend(case)
         output.metrics(case["name"], metrics)
         took.append(time.monotonic() - began)
-        measured += 1
+        measured += bool(metrics)
         print(f"{case['name']:56s} {line}  ({took[-1]:.1f} s)", flush=True)
-        if all(seat.out for seat in contest.seats if seat.entry.ours):
-            print("this library is out: the rest is not measured", flush=True)
-            break
     print(f"{measured} cases measured, {len(left_out)} left out; {time.monotonic() - contest.start:.0f} s", flush=True)
     return 0 if measured else 1
 

@@ -164,6 +164,15 @@ class PeersTest(unittest.TestCase):
         self.assertEqual(set(run.times("fa3")), {c["name"] for c in DECODE})
         self.assertEqual(run.failures("llmd")[0][:2], ("crashed", "replay"))
 
+    def test_without_ours_the_run_waits_and_then_ends(self):
+        cases = [case(f"decode/m/B{i}") for i in range(1, 9)]
+        once = self.run_with({name: {"plan": "once exit"} for name in ("llmd", "llmd-early-start")}, cases, "fa3")
+        self.assertEqual(len(once.times("llmd-early-start")), 7)  # it waited for the new processes
+        self.assertEqual(len(once.times("fa3")), 8)
+        always = self.run_with({name: {"plan": "exit"} for name in ("llmd", "llmd-early-start")}, cases, "fa3")
+        self.assertIn("this library is out", always.text)
+        self.assertLess(len(always.times("fa3")), 8)
+
     def test_a_contender_far_behind_gets_one_turn(self):
         run = self.run_with({"fa3": {"us": 900.0}}, DECODE[:1])
         self.assertAlmostEqual(run.times("fa3")["decode/m/B1"], 900.0)

@@ -7,6 +7,7 @@ waited for and compared with float32 arithmetic; the same again after the first 
 its launches did not get into; and once more after the last.
 """
 
+import gc
 import importlib
 import math
 import os
@@ -165,12 +166,14 @@ class Session:
 
     def _capture(self):
         graph = torch.cuda.CUDAGraph()
+        gc.disable()  # what it frees could call CUDA, which ends a capture
         graph.capture_begin(capture_error_mode="thread_local")
         try:
             for i in range(self.launches):
                 self.contender.run(i)
         finally:
             graph.capture_end()
+            gc.enable()
         return graph
 
     def _enqueue(self):

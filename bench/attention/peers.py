@@ -28,6 +28,7 @@ from workers import Worker, ask
 HERE = pathlib.Path(__file__).resolve().parent
 VISITS = 4  # turns of each contender in a case
 GRAPH_STAGES = ("capture", "first replay", "time one replay", "replay", "last check")
+LONG_MS = 25  # a replay that takes longer is repeated less
 FAR_BEHIND = 3  # times the best: such a contender gets one turn
 
 
@@ -242,7 +243,7 @@ class Contest:
             for seat in running if visit % 2 == 0 else running[::-1]:
                 name = seat.entry.name
                 once = replies[name]["once_ms"]
-                count = max(1, min(12, int(share / max(once, 1e-3))))
+                count = max(5 if once < LONG_MS else 3, min(12, int(share / max(once, 1e-3))))
                 limit = self.args.replay_seconds + 3e-3 * once * (count + 1)
                 reply = self.ask([seat], {"do": "replay", "count": count}, case["name"], limit)
                 if name in reply:

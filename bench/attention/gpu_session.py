@@ -60,6 +60,14 @@ class Session:
         self.arena = Arena(device)
         self.device = device
 
+    def open(self):
+        self._open_device()
+        self.stage("small matrix product")
+        one = torch.ones(64, 64, device=self.device)
+        torch.matmul(one, one)
+        self._synchronize()
+        return {"status": "ok"}
+
     def _synchronize(self):
         if not self.dry:
             self.stream.synchronize()

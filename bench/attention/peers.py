@@ -122,6 +122,7 @@ class Contest:
     def __init__(self, args, output):
         self.args, self.output = args, output
         self.start = time.monotonic()
+        self.one_by_one = False  # in preparing, since many hung at once
         self.logs = args.logs or args.json.parent
         self.logs.mkdir(parents=True, exist_ok=True)
         wanted = set(filter(None, args.contenders.split(",")))
@@ -173,14 +174,14 @@ class Contest:
     def workers(self):
         return [seat.worker for seat in self.seats if seat.worker is not None]
 
-    def settle(self, seat, case):
+    def settle(self, seat, case, forgiven=False):
         """Notes a worker's failure, and starts it again if it may."""
         failure = seat.worker.failure if seat.worker is not None else None
         if failure is None:
             return
         seat.worker = None
-        seat.failures += 1
-        if failure.stage in GRAPH_STAGES:
+        seat.failures += not forgiven
+        if failure.stage in GRAPH_STAGES and not forgiven:
             seat.graphs = False
         self.report(seat, case, failure.what, failure.stage, failure.detail)
         if not seat.out:
@@ -195,6 +196,10 @@ class Contest:
         """Replies of those that gave one, by name."""
         limit = max(1.0, min(limit, self.remaining() + 10))
         replies = ask([seat.worker for seat in seats], request, min(self.args.silence, limit), limit)
+        # Where most hang, one may have held the device up for the others: next time it will be alone in that.
+        hung = sum(seat.worker.failure is not None and seat.worker.failure.what == "hung" for seat in seats)
+        many = hung >= 3 and 2 * hung > len(seats) and not self.one_by_one
+        self.one_by_one |= many
         good = {}
         for seat in seats:
             reply = replies.get(seat.worker)
@@ -202,7 +207,7 @@ class Contest:
                 seat.worker.fail("crashed", reply["detail"])
             elif reply is not None:
                 good[seat.entry.name] = reply
-            self.settle(seat, case)
+            self.settle(seat, case, forgiven=many)
         return good
 
     def idle(self, case):
@@ -221,7 +226,10 @@ class Contest:
         seats = self.idle(case)
         replies = {}
         # Those with and those without graphs are asked apart, since all of a call get the same request.
-        for graph, group in [(flag, [seat for seat in seats if seat.graphs == flag]) for flag in (True, False)]:
+        groups = [(flag, [seat for seat in seats if seat.graphs == flag]) for flag in (True, False)]
+        if self.one_by_one:
+            groups = [(seat.graphs, [seat]) for seat in seats]
+        for graph, group in groups:
             if group:
                 replies |= self.ask(group, {"do": "prepare", "case": case, "graph": graph}, case["name"],
                                     3 * self.args.silence)
@@ -364,6 +372,9 @@ def run(contest, cases):
     left_out = [case for case in todo if 1.2 * case["kv_bytes"] > largest]
     todo = [case for case in todo if 1.2 * case["kv_bytes"] <= largest]
     contest.open()
+    # Contexts of all before kernels of any: what hangs later is a contender's own doing.
+    contest.ask([s for s in contest.seats if s.worker is not None and s.worker.idle], {"do": "open"}, "start",
+                2 * args.silence)
     if any(case["part"] == "prefill" for case in todo) and "ceiling/matmul" not in output.done:
         seat = next((s for s in contest.seats if s.worker is not None and s.worker.idle and not s.entry.ours), None)
         reply = contest.ask([seat], {"do": "matmul"}, "ceiling/matmul", args.silence) if seat else {}

@@ -1,5 +1,6 @@
 """The process of one contender: reads requests (lines of JSON) from its standard input and answers them.
 
+  open     opens the device
   prepare  {case, graph}: gets ready to run the case, and checks the output
   replay   {count}: times that many replays, after one that is not counted
   finish   checks the output once more and gives the memory back

@@ -116,6 +116,20 @@ class PeersTest(unittest.TestCase):
         self.assertEqual([f[:2] for f in run.failures("fa3")], [("hung", "replay")])
         self.assertLess(len(run.times("fa3")), len(DECODE))
 
+    def test_a_hang_of_most_is_looked_into_one_by_one(self):
+        cases = [case(f"decode/m/B{i}") for i in range(1, 9)]
+        names = ("llmd", "llmd-early-start", "flashinfer-xqa")
+        fakes = {name: {"plan": "once hang"} for name in names} | {"fa3": {"replay": "slow"}}
+        run = self.run_with(fakes, cases)
+        for name in names:  # forgiven: graphs and all later cases
+            self.assertGreater(len(run.times(name)), 4, run.text)
+        self.assertFalse(any("on_a_stream" in row.get("metric", "") for row in run.rows()))
+
+    def test_no_device(self):
+        run = self.run_with({"flashinfer-xqa": {"open the device": "exit"}})
+        self.assert_others_measured(run)
+        self.assertEqual(run.failures("flashinfer-xqa")[0][:2], ("crashed", "open the device"))
+
     def test_deaths(self):
         for action, detail in (("segfault", "SIGSEGV"), ("exit", "exit status 3"), ("raise", "illegal memory")):
             with self.subTest(action):
@@ -145,7 +159,7 @@ class PeersTest(unittest.TestCase):
                 self.assertNotIn("best flashinfer-xqa", run.text)
 
     def test_slow_steps_are_not_hangs(self):
-        slow = {stage: "slow" for stage in ("open the device", "plan", "first run", "capture", "first replay")}
+        slow = {stage: "slow" for stage in ("fill the caches", "plan", "first run", "capture", "first replay")}
         run = self.run_with({"flashinfer-xqa": slow}, DECODE[:1])
         self.assertIn("decode/m/B1", run.times("flashinfer-xqa"))
 

@@ -164,7 +164,8 @@ if wanted peers; then
     [ ! -d "$site/prebuilt" ] || arguments+=(--prebuilt "$site/prebuilt")
     [ ! -d "$site/vllm" ] || arguments+=(--vllm "$site/vllm")
     mkdir -p "$out/peers"
-    stage peers $((budget + 15)) python3 bench/attention/peers.py "${arguments[@]}" --logs "$out/peers" --seconds "$budget"
+    arguments+=(--logs "$out/peers" --seconds "$budget")
+    stage peers $((budget + 15)) python3 bench/attention/peers.py "${arguments[@]}"
     grep -a ' in .* of .*: ' "$out/peers.log" | cut -c1-150 | sort | uniq | head -n 20
     summarize
   fi

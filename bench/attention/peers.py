@@ -5,9 +5,9 @@
   python3 peers.py --library libllmd_cuda.so --cases cases.jsonl --json peers.jsonl
 
 This process never touches the device. A contender that hangs, dies or answers nonsense is ended with all it started,
-named with the step it was in, and started once more for the cases to come, without graphs if it failed in one;
-after a second failure it is out. One whose output is wrong is named and not timed. What is measured is appended to --json
-case by case; run again with the same file to go on where it stopped.
+named with the step it was in, and started once more for the cases to come, without graphs if it failed in one; after
+a second failure it is out. One whose output is wrong is named and not timed. What is measured is appended to --json case
+by case; run again with the same file to go on where it stopped.
 """
 
 import argparse
@@ -70,7 +70,8 @@ def by_worth(cases):
     families = {}
     for case in cases:
         model, page = case["name"].split("/")[1], case["page_size"]
-        key = (case["priority"], case["part"], model if case["part"] == "decode" else "", case["fp8"], page, case["hnd"])
+        model = model if case["part"] == "decode" else ""
+        key = (case["priority"], case["part"], model, case["fp8"], page, case["hnd"])
         families.setdefault(key, []).append(case)
     ordered = []
     for key, family in families.items():
@@ -381,8 +382,8 @@ def run(contest, cases):
         for product in reply.values():
             output.metrics("ceiling/matmul", [("tflop_per_s", product["tflop_per_s"], "TFLOP/s", "higher"),
                                               ("contenders", 1, "", "higher")])
-            print(f"{product['gpu']}, torch {product['torch']}; bf16 matrix product: {product['tflop_per_s']:.0f} TFLOP/s",
-                  flush=True)
+            print(f"{product['gpu']}, torch {product['torch']}; "
+                  f"bf16 matrix product: {product['tflop_per_s']:.0f} TFLOP/s", flush=True)
     took, measured = [], 0
     for i, case in enumerate(todo):
         if not contest.await_ours():

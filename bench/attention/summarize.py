@@ -121,7 +121,7 @@ def without_page(name):
 
 
 def any_page(rows):
-    """Where a case was measured with several page sizes: the best peer at the page size it likes best, beside ours."""
+    """Where a case was measured with several page sizes: the best peer at the one it likes best, beside ours."""
     groups = {}
     for row in rows:
         if "best_peer" in row:
@@ -152,7 +152,8 @@ def averages(rows):
         for name, text in row.get("failed", {}).items():
             failed.setdefault(name, {}).setdefault(text.split(":")[0], []).append(row["case"])
     if failed:
-        summary["failed"] = {name: {text: len(cases) for text, cases in texts.items()} for name, texts in failed.items()}
+        summary["failed"] = {name: {text: len(cases) for text, cases in texts.items()}
+                             for name, texts in failed.items()}
     return summary
 
 
@@ -187,17 +188,20 @@ def markdown(rows, summary):
     lines = ["| cases | number | geometric mean of ratios | worst | above 1.03 |", "|---|---|---|---|---|"]
     for title, values in summary.items():
         if "geometric_mean_ratio" in values:
-            lines.append(f"| {title.replace('_', ' ')} | {values['cases_with_peers']} | {values['geometric_mean_ratio']:.3f} "
-                         f"| {values['worst_ratio']:.3f} | {values['ratios_above_1.03']} |")
-    lines += ["", "| case | MB | ours us | share | best peer | its us | ratio | others us |", "|---|---|---|---|---|---|---|---|"]
+            lines.append(f"| {title.replace('_', ' ')} | {values['cases_with_peers']} | "
+                         f"{values['geometric_mean_ratio']:.3f} | {values['worst_ratio']:.3f} | "
+                         f"{values['ratios_above_1.03']} |")
+    lines += ["", "| case | MB | ours us | share | best peer | its us | ratio | others us |", "|" + "---|" * 8]
     for row in rows:
         if "best_peer" not in row and "failed" not in row:
             continue
         share = row.get("share_of_read_ceiling", row.get("share_of_matmul_ceiling"))
-        rest = [f"{name} {value:g}" for name, value in row.get("peers_us", {}).items() if name != row.get("best_peer")]
+        best = row.get("best_peer", "-")
+        rest = [f"{name} {value:g}" for name, value in row.get("peers_us", {}).items() if name != best]
         rest += [f"{name} {text.split(':')[0]}" for name, text in row.get("failed", {}).items()]
-        cells = [f"`{row['case']}`", f"{row.get('kv_bytes', 0) / 1e6:.1f}", row.get("us_beside_peers", row.get("us", "-")),
-                 "-" if share is None else f"{share:.2f}", row.get("best_peer", "-"), row.get("best_peer_us", "-"),
+        cells = [f"`{row['case']}`", f"{row.get('kv_bytes', 0) / 1e6:.1f}",
+                 row.get("us_beside_peers", row.get("us", "-")), "-" if share is None else f"{share:.2f}",
+                 best, row.get("best_peer_us", "-"),
                  f"{row['ratio_to_best_peer']:.3f}" if "ratio_to_best_peer" in row else "-", ", ".join(rest)]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines) + "\n"
@@ -221,7 +225,8 @@ def main():
             for metric, value in metrics.items():
                 if metric.endswith("_per_s"):
                     ceilings[f"{name[len('ceiling/'):]} {metric}"] = rounded(value)
-    names = [n for n in dict.fromkeys([*ours, *peers, *failures]) if "/" in n and not n.startswith(("ceiling/", "device/"))]
+    names = [name for name in dict.fromkeys([*ours, *peers, *failures])
+             if "/" in name and not name.startswith(("ceiling/", "device/"))]
     read_ceiling = max((value for name, value in ceilings.items() if name.startswith("read/")), default=None)
     rows = [make_row(name, ours.get(name, {}), peers.get(name, {}), failures.get(name, {}), read_ceiling)
             for name in names]

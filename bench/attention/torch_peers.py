@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from contenders import Contender
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention

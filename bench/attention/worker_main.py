@@ -6,8 +6,8 @@
   finish   checks the output once more and gives the memory back
   matmul   the rate of a large matrix product
 
-Started by peers.py. A session, from a module and function given by --session, does the work; it calls stage(NAME) before
-each step and returns a dictionary, which is the reply.
+Started by peers.py. A session, from a module and function given by --session, does the work; it calls stage(NAME)
+before each step and returns a dictionary, which is the reply.
 """
 
 import argparse

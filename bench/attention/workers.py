@@ -124,8 +124,8 @@ class Worker:
 
 
 def wait_for(workers, silence, limit):
-    """Waits for the replies to requests under way: {worker: reply}. A worker that says nothing for `silence` seconds, or
-    has not answered after `limit`, is ended; `worker.failure` then says how."""
+    """Waits for the replies to requests under way: {worker: reply}. A worker that says nothing for `silence` seconds,
+    or has not answered after `limit`, is ended; `worker.failure` then says how."""
     replies = {}
     waiting = [w for w in workers if w.failure is None and w.pending is not None]
     with selectors.DefaultSelector() as selector:

@@ -1,5 +1,5 @@
-"""bench/attention/peers.py with contenders that hang, die, are wrong or talk nonsense: it must end in time, name them,
-measure the others, and leave no process."""
+"""bench/attention/peers.py with contenders that hang, die, are wrong or talk nonsense: it must end in time, name
+them, measure the others, and leave no process."""
 
 import json
 import os
@@ -49,7 +49,8 @@ class Run:
         self.process = subprocess.Popen(
             [sys.executable, "-B", str(BENCH / "peers.py"), "--cases", str(self.folder / "cases.jsonl"), "--json",
              str(self.json), "--contenders", names, "--session", f"{HERE / 'fake_session.py'}:open_session",
-             "--silence", "1.5", "--replay-seconds", "1.5", "--start-seconds", "10", "--case-seconds", "0.01", *options],
+             "--silence", "1.5", "--replay-seconds", "1.5", "--start-seconds", "10", "--case-seconds", "0.01",
+             *options],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if wait:
             self.text, _ = self.process.communicate(timeout=60)

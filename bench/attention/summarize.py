@@ -38,7 +38,7 @@ def read(paths):
         for line in path.read_text().splitlines():
             row = json.loads(line)
             if "contender" in row:
-                text = f"{row['status']} in {row['stage']}: {row['detail']}"
+                text = f"{row['status']} in {row['stage']}: {row['detail'][:120]}"
                 failures.setdefault(row["case"], {})[row["contender"]] = text
             else:
                 cases.setdefault(row["case"], {})[row["metric"]] = row["value"]

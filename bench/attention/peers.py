@@ -47,6 +47,7 @@ def parse():
     parser.add_argument("--silence", type=float, default=20, help="a step that takes so many seconds is taken to hang")
     parser.add_argument("--replay-seconds", type=float, default=5, help="the same for one turn")
     parser.add_argument("--start-seconds", type=float, default=60, help="to import everything; late ones join later")
+    parser.add_argument("--join-seconds", type=float, default=0, help="how long a case waits for those started again")
     parser.add_argument("--prebuilt", help="folder that build_peers.py filled")
     parser.add_argument("--vllm", help="folder of an unpacked vLLM wheel, for its Triton kernel and FlashAttention-3")
     parser.add_argument("--no-graphs", action="store_true", help="time launches on a stream")
@@ -204,9 +205,7 @@ class Contest:
         good = {}
         for seat in seats:
             reply = replies.get(seat.worker)
-            if reply is not None and reply.get("status") == "fatal":
-                seat.worker.fail("crashed", reply["detail"])
-            elif reply is not None:
+            if reply is not None:
                 good[seat.entry.name] = reply
             self.settle(seat, case, forgiven=many)
         return good
@@ -297,19 +296,23 @@ class Contest:
                         ("contenders", len(medians), "", "higher")]
         return metrics, line_for(medians)
 
-    def await_ours(self):
-        """A case without us is of little use: if we are being started again, waits for that. False if we are out."""
-        ours = [seat for seat in self.seats if seat.entry.ours]
-        end = time.monotonic() + self.args.start_seconds
-        while time.monotonic() < end and self.remaining() > 0:
-            for seat in ours:
+    def await_starts(self):
+        """A case without us is of little use: if we are being started again, waits for that; for others only as long as
+        --join-seconds says. False if we are out."""
+        began = time.monotonic()
+        while self.remaining() > 0:
+            for seat in self.seats:
                 if seat.worker is not None and seat.worker.pending == 0:
                     seat.worker.receive()
                 self.settle(seat, "start")
-            if any(seat.worker is not None and seat.worker.idle for seat in ours):
-                break
+            starting = [s for s in self.seats if s.worker is not None and s.worker.pending == 0]
+            ours = [s for s in self.seats if s.entry.ours]
             if all(seat.out for seat in ours):
                 return False
+            ready = any(seat.worker is not None and seat.worker.idle for seat in ours)
+            passed = time.monotonic() - began
+            if not starting or passed > (self.args.join_seconds if ready else self.args.start_seconds):
+                break
             time.sleep(0.02)
         return True
 
@@ -386,7 +389,7 @@ def run(contest, cases):
                   f"bf16 matrix product: {product['tflop_per_s']:.0f} TFLOP/s", flush=True)
     took, measured = [], 0
     for i, case in enumerate(todo):
-        if not contest.await_ours():
+        if not contest.await_starts():
             print("this library is out: the rest is not measured", flush=True)
             left_out += todo[i:]
             break

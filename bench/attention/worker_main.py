@@ -57,21 +57,21 @@ def main():
         print(f"-- {name}", flush=True)
         send({"stage": name})
 
-    stage("import")
-    session = load(args.session)(args.name, json.loads(args.options), stage)
-    send({"reply": 0})
-    for line in requests:
-        request = json.loads(line)
-        print(f"== {line[:300].rstrip()}", flush=True)
-        call = getattr(session, request.pop("do"))
-        number = request.pop("id")
-        try:
-            reply = call(**request)
-        except Exception as error:  # the session could not make a reply of it: nothing of this process is trusted
-            traceback.print_exc()
-            send({"reply": number, "status": "fatal", "detail": f"{type(error).__name__}: {error}"[:300]})
-            return 1
-        send({"reply": number, **reply})
+    number = 0  # the start is a request as well
+    try:
+        stage("import")
+        session = load(args.session)(args.name, json.loads(args.options), stage)
+        send({"reply": number})
+        for line in requests:
+            request = json.loads(line)
+            print(f"== {line[:300].rstrip()}", flush=True)
+            number = request.pop("id")
+            reply = getattr(session, request.pop("do"))(**request)
+            send({"reply": number, **reply})
+    except Exception as error:  # the session could not make a reply of it: nothing of this process is trusted
+        traceback.print_exc()
+        send({"reply": number, "status": "fatal", "detail": f"{type(error).__name__}: {error}"[:300]})
+        return 1
     return 0
 
 

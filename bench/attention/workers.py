@@ -85,6 +85,9 @@ class Worker:
                 self.fail("garbage", f"sent {line[:80]!r}")
                 return None
             if reply == self.pending:
+                if message.get("status") == "fatal":
+                    self.fail("crashed", message.get("detail"))
+                    return None
                 self.pending = None
                 return message
         if len(self._buffer) > 1 << 20:

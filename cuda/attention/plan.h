@@ -15,13 +15,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/divide.h"
 #include "llmd/attention/attention.h"
-
-#ifdef __CUDACC__
-#define LLMD_HD __host__ __device__
-#else
-#define LLMD_HD
-#endif
 
 namespace llmd::cuda {
 
@@ -68,8 +63,6 @@ struct WorkspaceLayout {
   std::int64_t slots;                                                                  // partial results
   std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
 };
-
-LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 

@@ -88,7 +88,7 @@ struct Block {
   bool allowed_next = false;  // the grid after may start, as far as this block is concerned
   std::uint32_t ready_warps = 0;
   unsigned running_warp = 0;
-  std::vector<std::unique_ptr<Thread>> threads;  // kept, with their stacks, when the object is used again
+  std::vector<std::unique_ptr<Thread>> threads;  // once it has started
   std::array<Warp, 32> warps;
   std::array<NamedBarrier, 16> barriers;
   SharedMemory shared;

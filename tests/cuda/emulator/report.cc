@@ -59,9 +59,8 @@ std::string DeadlockReport(const std::vector<std::unique_ptr<Block>>& resident) 
     const Block& block = *resident[i];
     text += "\n  kernel " + block.grid->kernel + ", block " + Triple(block.index) + ":";
     std::map<std::string, std::vector<unsigned>> groups;
-    for (unsigned t = 0; t < block.grid->NumThreads(); ++t) {
-      const Thread& thread = *block.threads[t];
-      groups[thread.done ? "returned" : "wait for " + Waiting(thread)].push_back(t);
+    for (const auto& thread : block.threads) {
+      groups[thread->done ? "returned" : "wait for " + Waiting(*thread)].push_back(thread->number);
     }
     for (const auto& [what, threads] : groups) text += "\n    threads " + Ranges(threads) + " " + what;
   }

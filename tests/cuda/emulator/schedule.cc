@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
-#include <deque>
+#include <iterator>
 #include <numeric>
 #include <utility>
 
@@ -216,8 +216,10 @@ class Scheduler {
 
   void StartThreads(Block& block) {
     const dim3 size = block.grid->threads;
-    while (block.threads.size() < block.live) block.threads.push_back(std::make_unique<Thread>());
     for (unsigned t = 0; t < block.live; ++t) {
+      if (free_threads_.empty()) free_threads_.push_back(std::make_unique<Thread>());
+      block.threads.push_back(std::move(free_threads_.back()));
+      free_threads_.pop_back();
       Thread& thread = *block.threads[t];
       thread.block = &block;
       thread.number = t;
@@ -275,6 +277,9 @@ class Scheduler {
         for (unsigned w = 0; w < 32; ++w) Wake(*other, w, std::exchange(other->warps[w].waiting_for_grid, 0));
       }
     }
+    // The stacks that were used last are used next: they are in the caches.
+    std::move(block->threads.begin(), block->threads.end(), std::back_inserter(free_threads_));
+    block->threads.clear();
     free_.push_back(std::move(block));
   }
   bool AllBeforeDone(int grid) const {
@@ -313,6 +318,7 @@ class Scheduler {
   const std::vector<Grid>* chain_ = nullptr;
   std::vector<Progress> progress_;
   std::vector<std::unique_ptr<Block>> resident_, free_;
+  std::vector<std::unique_ptr<Thread>> free_threads_;
   std::array<Load, kMultiprocessors> multiprocessors_{};
   Block* active_ = nullptr;  // whose static shared memory is in place
   Thread* current_ = nullptr;

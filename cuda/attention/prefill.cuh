@@ -357,7 +357,8 @@ class PrefillTile {
 template <typename T, int D>
 __global__ void __launch_bounds__(kPrefillThreads, 2)
     PrefillKernel(const __grid_constant__ PrefillParams params) {
-  auto& shared = *DynamicShared<PrefillShared<D>>();
+  LLMD_DYNAMIC_SHARED(128, char, memory);
+  auto& shared = *reinterpret_cast<PrefillShared<D>*>(memory);
   PlanHeader* header = params.common.workspace.header;
   const int items = header->prefill_tiles * (params.common.heads / params.common.row_tiles);
   PrefillTile<T, D> tile(params, shared);

@@ -46,10 +46,10 @@ void* SharedPointer(std::uint32_t address, std::size_t bytes, Site site);  // ch
 void WaitForGridBefore(Site site);
 void AllowGridAfter();
 
-// How to call a kernel, so that cudaLaunchKernelExC() can: from the launch's array of pointers to arguments to a
+// A kernel's name, and how to call it, so that cudaLaunchKernelExC() can: from the launch's array of pointers to arguments to a
 // function that one thread runs.
 using Call = std::function<void()>;
-void DeclareKernel(const void* kernel, Call (*bind)(const void* kernel, void** arguments));
+void DeclareKernel(const char* name, const void* kernel, Call (*bind)(const void* kernel, void** arguments));
 
 }  // namespace llmd::emulator
 

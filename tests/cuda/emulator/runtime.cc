@@ -20,6 +20,7 @@ constexpr std::size_t kAlignment = 512;
 constexpr std::size_t kAlwaysAllowedShared = 48 * 1024;
 
 struct Kernel {
+  std::string name;
   Call (*bind)(const void*, void**) = nullptr;
   std::size_t allowed_shared = kAlwaysAllowedShared;
 };
@@ -75,8 +76,9 @@ cudaError_t EnqueueHost(cudaStream_t stream, HostWork work) {
 
 }  // namespace
 
-void DeclareKernel(const void* kernel, Call (*bind)(const void* kernel, void** arguments)) {
+void DeclareKernel(const char* name, const void* kernel, Call (*bind)(const void* kernel, void** arguments)) {
   LLMD_EMULATOR_LOCK;
+  Kernels()[kernel].name = name;
   Kernels()[kernel].bind = bind;
 }
 
@@ -324,6 +326,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   const Kernel& known = Kernels()[kernel];
   if (known.bind == nullptr) return Return(cudaErrorInvalidDeviceFunction);
   Grid grid;
+  grid.kernel = known.name;
   grid.address = kernel;
   grid.blocks = config->gridDim;
   grid.threads = config->blockDim;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <bit>
+#include <cstdlib>
 #include <iterator>
 #include <numeric>
 #include <utility>
@@ -36,14 +37,20 @@ class Random {
   std::uint64_t state_;
 };
 
-std::uint64_t seed = 1;
+struct Order {
+  std::uint64_t seed = 1;
+  std::uint64_t chains = 0;  // that have run under it: each has an order of its own
+  Order() {
+    if (const char* text = std::getenv("LLMD_EMULATOR_SEED")) seed = std::strtoull(text, nullptr, 10);
+  }
+} order;
 
 class Scheduler {
  public:
   Scheduler() { own_.Adopt(); }
 
   std::string Run(const std::vector<Grid>& chain) {
-    random_ = Random(seed);
+    random_ = Random(order.seed * 1'000'000 + ++order.chains);
     chain_ = &chain;
     progress_.assign(chain.size(), {});
     for (std::size_t g = 0; g < chain.size(); ++g) {
@@ -82,12 +89,12 @@ class Scheduler {
   void GiveWay(Visible visible, Site site) {
     Thread& thread = *current_;
     if (visible == Visible::kPoll && ++polls_ > kPatience) {
-      emulator::Fail("a thread polls, and nothing else happens", site);
+      emulator::Fail("deadlock: the thread polls, and nothing else happens", site);
       return;
     }
     if (visible == Visible::kAccess) {
       polls_ = 0;
-      if (random_.Below(4) != 0) return;
+      if (random_.Below(2) != 0) return;
     }
     thread.block->running_warp = random_.BitOf(thread.block->ready_warps);
     Leave(thread, nullptr);
@@ -98,8 +105,9 @@ class Scheduler {
     thread.block->warps[thread.warp()].waiting_for_grid |= 1u << thread.lane();
     Wait(thread);
   }
-  void AllowGridAfter(Block& block) {
-    if (!std::exchange(block.allowed_next, true)) --progress_[block.grid_number].not_allowed;
+  void AllowGridAfter(Thread& thread) {
+    if (!CountAllowed(*thread.block)) return;
+    Leave(thread, nullptr);  // so that the next grid can start while this block goes on
   }
 
   void Fail(std::string what) {
@@ -202,6 +210,7 @@ class Scheduler {
     block->live = grid.NumThreads();
     block->started = block->allowed_next = false;
     block->ready_warps = 0;
+    block->running_warp = 0;
     block->barriers.fill({});
     for (unsigned w = 0; w < 32; ++w) {
       Warp& warp = block->warps[w];
@@ -270,7 +279,7 @@ class Scheduler {
     load.threads -= (block->grid->NumThreads() + 31) / 32 * 32;
     load.blocks -= 1;
     load.shared_bytes -= block->grid->shared_bytes + Multiprocessor::kReservedBytes;
-    AllowGridAfter(*block);
+    CountAllowed(*block);
     if (--progress_[block->grid_number].unfinished == 0) {
       for (auto& other : resident_) {
         if (!AllBeforeDone(other->grid_number)) continue;
@@ -281,6 +290,11 @@ class Scheduler {
     std::move(block->threads.begin(), block->threads.end(), std::back_inserter(free_threads_));
     block->threads.clear();
     free_.push_back(std::move(block));
+  }
+  bool CountAllowed(Block& block) {
+    if (std::exchange(block.allowed_next, true)) return false;
+    --progress_[block.grid_number].not_allowed;
+    return true;
   }
   bool AllBeforeDone(int grid) const {
     return std::all_of(progress_.begin(), progress_.begin() + grid,
@@ -343,8 +357,11 @@ void Scheduler::RunThread() {
 
 }  // namespace
 
-void SetSeed(std::uint64_t new_seed) { seed = new_seed; }
-std::uint64_t Seed() { return seed; }
+void SetSeed(std::uint64_t seed) {
+  order.seed = seed;
+  order.chains = 0;
+}
+std::uint64_t Seed() { return order.seed; }
 std::string RunGrids(const std::vector<Grid>& chain) { return TheScheduler().Run(chain); }
 Thread* Current() { return TheScheduler().current(); }
 void Wait(Thread& thread) { TheScheduler().Wait(thread); }
@@ -371,6 +388,6 @@ void WaitForGridBefore(Site site) {
   thread.waits_for = nullptr;
 }
 
-void AllowGridAfter() { TheScheduler().AllowGridAfter(*Current()->block); }
+void AllowGridAfter() { TheScheduler().AllowGridAfter(*Current()); }
 
 }  // namespace llmd::emulator

@@ -21,7 +21,7 @@ struct Multiprocessor {
 };
 inline constexpr int kMultiprocessors = 8;
 
-// Of the order of threads and blocks.
+// Of the order of threads and blocks; LLMD_EMULATOR_SEED sets it, too.
 void SetSeed(std::uint64_t seed);
 std::uint64_t Seed();
 

@@ -69,9 +69,9 @@ void RunKernels(CUstream_st& stream) {
   std::string report;
   state.device.Run([&] { report = RunGrids(chain); });
   if (report.empty()) return;
-  state.report = report + "\nthe order of threads is that of seed " + std::to_string(Seed());
+  state.report = report + "\n  under LLMD_EMULATOR_SEED=" + std::to_string(Seed());
   std::fprintf(stderr, "%s\n", state.report.c_str());
-  state.sticky = report.starts_with("deadlock") ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
+  state.sticky = report.find("deadlock") != std::string::npos ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
 }
 
 double Now() {

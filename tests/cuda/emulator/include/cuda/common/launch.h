@@ -28,7 +28,7 @@ namespace llmd::cuda {
 template <typename... Params, typename... Args>
 requires(sizeof...(Params) == sizeof...(Args)) llmd_code
     LaunchKernel(const Launch& launch, void (*kernel)(Params...), const Args&... args) {
-  emulator::DeclareKernel(reinterpret_cast<const void*>(kernel), emulator::BindKernel<Params...>);
+  emulator::DeclareKernel(launch.kernel, reinterpret_cast<const void*>(kernel), emulator::BindKernel<Params...>);
   void* pointers[] = {const_cast<void*>(static_cast<const void*>(&args))..., nullptr};
   return LaunchKernel(launch, reinterpret_cast<const void*>(kernel), pointers);
 }

@@ -6,6 +6,7 @@
 #include <random>
 
 #include "tests/cuda/attention_case.h"
+#include "tests/cuda/support.h"
 
 namespace llmd::testing {
 namespace {
@@ -130,7 +131,7 @@ TEST_F(AttentionTest, RandomDecode) {
     auto list = {values...};
     return *(list.begin() + random() % list.size());
   };
-  for (int i = 0; i < 120; ++i) {
+  for (int i = 0; i < Repetitions(120); ++i) {
     CaseOptions options{.kv_heads = pick(1, 2, 4, 8),
                         .group = static_cast<int>(random() % 16) + 1,
                         .head_dim = pick(64, 128),
@@ -163,7 +164,7 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
     auto list = {values...};
     return *(list.begin() + random() % list.size());
   };
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < Repetitions(60); ++i) {
     CaseOptions options{.mode = pick(LLMD_PREFILL, LLMD_MIXED),
                         .kv_heads = pick(1, 2),
                         .group = static_cast<int>(random() % 9) + 1,
@@ -244,7 +245,7 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
     AttentionCase problem(options);
     ASSERT_EQ(problem.RunDevice(), LLMD_OK);
     const std::vector<unsigned char> first = problem.DeviceOutput();
-    for (int run = 0; run < 20; ++run) {
+    for (int run = 0; run < Repetitions(20); ++run) {
       ASSERT_EQ(problem.RunDevice(), LLMD_OK);
       ASSERT_EQ(problem.DeviceOutput(), first) << "run " << run;
     }
@@ -264,7 +265,7 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamEndCapture(problem.stream(), &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
   std::mt19937 random(5);
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < Repetitions(1000); ++round) {
     if (round % 50 == 0) {
       std::vector<int> lengths = options.lengths;
       for (int& length : lengths) length = static_cast<int>(random() % (length + 1));

@@ -10,12 +10,12 @@ namespace llmd::emulator {
 namespace {
 
 bool Same(const Site& a, const Site& b) {
-  return a.line() == b.line() && a.column() == b.column() &&
-         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
+  return a.line == b.line && (a.file == b.file || std::strcmp(a.file, b.file) == 0);
 }
 
-void WaitFor(Thread& thread, const char* what, unsigned mask_or_barrier, const Site& site) {
+void WaitFor(Thread& thread, const char* what, Thread::At at, unsigned mask_or_barrier, const Site& site) {
   thread.waits_for = what;
+  thread.waits_at = at;
   thread.mask_or_barrier = mask_or_barrier;
   thread.site = site;
   Wait(thread);
@@ -63,7 +63,7 @@ void Collective(const char* name, unsigned mask, void* argument, Together togeth
   }
   meeting.arrived |= mine;
   warp.arguments[thread.lane()] = argument;
-  if ((mask & warp.live & ~meeting.arrived) != 0) return WaitFor(thread, name, mask, site);
+  if ((mask & warp.live & ~meeting.arrived) != 0) return WaitFor(thread, name, Thread::At::kCollective, mask, site);
   const unsigned come = meeting.arrived;
   warp.meetings.erase(warp.meetings.begin() + static_cast<std::ptrdiff_t>(at));
   together(warp.arguments, come);
@@ -106,7 +106,7 @@ unsigned Barrier(const char* name, int number, int threads, bool predicate, Site
   lanes |= 1u << thread.lane();
   block.SetWaiting(thread.warp(), 1u << thread.lane());
   TryComplete(block, barrier, Expected(block, barrier));
-  if (lanes != 0) WaitFor(thread, name, static_cast<unsigned>(number), site);
+  if (lanes != 0) WaitFor(thread, name, Thread::At::kBarrier, static_cast<unsigned>(number), site);
   return thread.answer;
 }
 

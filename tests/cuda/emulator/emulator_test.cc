@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tests/cuda/emulator/faults.h"
+#include "tests/cuda/emulator/sanitizer.h"
 #include "tests/cuda/emulator/schedule.h"
 #include "tests/cuda/emulator/streams.h"
 
@@ -140,7 +141,7 @@ TEST_F(EmulatorTest, DeadlockIsReported) {
   Ints out(kBlockThreads);
   ExpectFine(PartBarrier(Code::kRight, out.get()));
   ExpectReport(PartBarrier(Code::kWrong, out.get()), cudaErrorLaunchTimeout,
-               {"deadlock", "kernel part, block (0, 0, 0)", "threads 0-31 wait for bar.sync 1 at ", "faults.cu:",
+               {"deadlock", "kernel part, block (0, 0, 0)", "threads 0-31 wait for bar.sync, barrier 1, at ", "faults.cu:",
                 "threads 32-127 returned", "LLMD_EMULATOR_SEED="});
 }
 
@@ -253,7 +254,7 @@ TEST_F(EmulatorTest, OrderComesFromTheSeed) {
   EXPECT_NE(tickets(5), Numbers(32));
 }
 
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
 TEST_F(EmulatorTest, AccessPastABufferNamesTheThread) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   EXPECT_DEATH(

@@ -44,7 +44,8 @@ struct Thread {
   uint3 index{};
   bool done = false;
   const char* waits_for = nullptr;  // null: it can go on
-  unsigned mask_or_barrier = 0;     // what it waits for, more precisely
+  enum class At { kCollective, kBarrier, kGrid } waits_at = At::kGrid;
+  unsigned mask_or_barrier = 0;
   Site site;
   unsigned answer = 0;  // of a barrier
   std::vector<PendingCopy> copies;

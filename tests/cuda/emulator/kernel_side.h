@@ -7,12 +7,17 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <source_location>
 #include <string>
 
 namespace llmd::emulator {
 
-using Site = std::source_location;
+// A place in a kernel's source: as the default of a function's parameter, that of the call.
+struct Site {
+  const char* file = "";
+  int line = 0;
+  static constexpr Site Here(const char* file = __builtin_FILE(), int line = __builtin_LINE()) { return {file, line}; }
+};
+#define LLMD_SITE ::llmd::emulator::Site site = ::llmd::emulator::Site::Here()
 
 // Ends the grid with an error that cudaStreamSynchronize() returns, after a report of kernel, block and thread.
 void Fail(const std::string& what, Site site);

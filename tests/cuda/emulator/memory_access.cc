@@ -15,7 +15,7 @@ char* DynamicShared() { return Current()->block->shared.dynamic(); }
 std::uint32_t SharedAddress(const void* pointer) {
   std::uint32_t address = 0;
   if (!Current()->block->shared.AddressOf(static_cast<const char*>(pointer), &address)) {
-    Fail("the address of shared memory is taken of a pointer to somewhere else", Site::current());
+    Fail("the address of shared memory is taken of a pointer to somewhere else", Site::Here());
   }
   return address;
 }

@@ -7,8 +7,6 @@
 
 #include "tests/cuda/emulator/kernel_side.h"
 
-#define LLMD_SITE llmd::emulator::Site site = llmd::emulator::Site::current()
-
 template <typename T>
 T __ldg(const T* p) {
   return *p;
@@ -61,7 +59,8 @@ T Atomic(T* p, Site site, F&& updated) {
   VisibleToOthers(p, Visible::kAccess, site);
   const T before = *p;
   *p = updated(before);
-  VisibleToOthers(p, Visible::kAccess, site);
+  // What changes nothing may be a loop that waits.
+  VisibleToOthers(p, *p == before ? Visible::kPoll : Visible::kAccess, site);
   return before;
 }
 

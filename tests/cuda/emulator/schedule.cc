@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <cstdlib>
 #include <iterator>
@@ -47,9 +48,8 @@ struct Order {
 
 class Scheduler {
  public:
-  Scheduler() { own_.Adopt(); }
-
   std::string Run(const std::vector<Grid>& chain) {
+    own_.Adopt();
     random_ = Random(order.seed * 1'000'000 + ++order.chains);
     chain_ = &chain;
     progress_.assign(chain.size(), {});
@@ -130,6 +130,7 @@ class Scheduler {
   }
 
   Thread* current() const { return current_; }
+  std::uint64_t switches() const { return switches_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr std::uint64_t kShuffled = 1 << 20;  // grids of more blocks start them by number
@@ -324,6 +325,7 @@ class Scheduler {
 
   void SetCurrent(Thread* thread) {
     current_ = thread;
+    switches_.store(switches_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     if (thread != nullptr) threadIdx = thread->index;
   }
 
@@ -340,6 +342,7 @@ class Scheduler {
   std::span<char> statics_;
   std::string failure_;
   std::uint64_t polls_ = 0;
+  std::atomic<std::uint64_t> switches_ = 0;
 };
 
 // Of the device's OS thread; never destroyed, its stacks may hold frames.
@@ -363,6 +366,7 @@ void SetSeed(std::uint64_t seed) {
 }
 std::uint64_t Seed() { return order.seed; }
 std::string RunGrids(const std::vector<Grid>& chain) { return TheScheduler().Run(chain); }
+std::uint64_t Switches() { return TheScheduler().switches(); }
 Thread* Current() { return TheScheduler().current(); }
 void Wait(Thread& thread) { TheScheduler().Wait(thread); }
 void Wake(Block& block, unsigned warp, unsigned lanes) { TheScheduler().Wake(block, warp, lanes); }
@@ -383,6 +387,7 @@ void VisibleToOthers(const void* address, Visible visible, Site site) {
 void WaitForGridBefore(Site site) {
   Thread& thread = *Current();
   thread.waits_for = "the grid before";
+  thread.waits_at = Thread::At::kGrid;
   thread.site = site;
   TheScheduler().WaitForGridBefore(thread);
   thread.waits_for = nullptr;

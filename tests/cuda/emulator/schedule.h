@@ -28,6 +28,9 @@ std::uint64_t Seed();
 // Runs grids of which each but the first may start early. Returns what went wrong, or nothing.
 std::string RunGrids(const std::vector<Grid>& chain);
 
+// From one thread to another, so far. May be asked by any OS thread.
+std::uint64_t Switches();
+
 // The thread that runs. Null outside of kernels.
 Thread* Current();
 

@@ -8,6 +8,7 @@
 #include <thread>
 #include <utility>
 
+#include "tests/cuda/emulator/crash.h"
 #include "tests/cuda/emulator/schedule.h"
 
 namespace llmd::emulator {
@@ -21,11 +22,17 @@ class DeviceThread {
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = &work;
     changed_.notify_all();
-    changed_.wait(lock, [this] { return work_ == nullptr; });
+    std::uint64_t before = 0;
+    while (!changed_.wait_for(lock, kLong, [this] { return work_ == nullptr; })) {
+      if (std::exchange(before, Switches()) == before) ReportHang();
+    }
   }
 
  private:
+  static constexpr std::chrono::seconds kLong{30};  // for one thread of a kernel without meeting another
+
   void Loop() {
+    ReportCrashes();
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
       changed_.wait(lock, [this] { return work_ != nullptr; });

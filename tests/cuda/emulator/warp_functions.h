@@ -70,8 +70,6 @@ inline int LaneInPart(int source, int width, bool inside) {
 
 }  // namespace llmd::emulator
 
-#define LLMD_SITE llmd::emulator::Site site = llmd::emulator::Site::current()
-
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, LLMD_SITE) {
   return llmd::emulator::Shuffle("__shfl_sync", mask, value, llmd::emulator::LaneInPart(source & (width - 1), width, true),

@@ -37,6 +37,10 @@ TEST_F(AttentionTest, SmallPrefill) {
   Check({.mode = LLMD_PREFILL, .group = 2, .lengths = {90, 40}, .queries = {70, 3}});
 }
 
+TEST_F(AttentionTest, SmallPrefillWithoutKeys) {
+  Check({.mode = LLMD_PREFILL, .lengths = {0, 40, 0}, .queries = {2, 3, 1}, .sinks = true});
+}
+
 TEST_F(AttentionTest, SmallMixed) {
   Check({.mode = LLMD_MIXED, .lengths = {90, 40, 17}, .queries = {1, 30, 1}});
 }

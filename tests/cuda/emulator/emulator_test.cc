@@ -1,9 +1,10 @@
-// The emulator sees what it is there to see: every fault of faults.h, in its words or as wrong numbers under some order
-// of threads; and nothing in the same kernels without the fault.
+// The emulator sees what it is there to see: every fault of faults.h, in its words or as wrong numbers under
+// some order of threads; and nothing in the same kernels without the fault.
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <numeric>
 #include <string>
 #include <vector>
@@ -93,7 +94,8 @@ TEST_F(EmulatorTest, MissingBarrierGivesWrongNumbers) {
     std::iota(in.get(), in.get() + count, 0);
     std::vector<int> expected = in.values();
     std::reverse(expected.begin(), expected.end());
-    return Wrong([&] { return reverse(code, in.get(), out.get()); }, [&] { return out.values() == expected; });
+    return Wrong([&] { return reverse(code, in.get(), out.get()); },
+                 [&] { return out.values() == expected; });
   };
   EXPECT_EQ(wrong(kBlockThreads, ReverseInBlock, Code::kRight), 0);
   EXPECT_EQ(wrong(kBlockThreads, ReverseInBlock, Code::kWrong), kSeeds);
@@ -117,7 +119,8 @@ TEST_F(EmulatorTest, LanesThatDisagreeAreReported) {
   ExpectFine(Shuffle(Code::kRight, out.get()));
   EXPECT_EQ(out.values()[6], 7);
   ExpectReport(Shuffle(Code::kWrong, out.get()), cudaErrorLaunchFailure,
-               {"kernel shuffle", "block (0, 0, 0)", "thread (", "faults.cu:", "__shfl_xor_sync", "in another one"});
+               {"kernel shuffle", "block (0, 0, 0)", "thread (",
+                "faults.cu:", "__shfl_xor_sync, while lanes of the same mask are in __shfl_xor_sync at "});
 }
 
 TEST_F(EmulatorTest, LaneThatReturnsBeforeACollectiveIsReported) {
@@ -141,14 +144,15 @@ TEST_F(EmulatorTest, DeadlockIsReported) {
   Ints out(kBlockThreads);
   ExpectFine(PartBarrier(Code::kRight, out.get()));
   ExpectReport(PartBarrier(Code::kWrong, out.get()), cudaErrorLaunchTimeout,
-               {"deadlock", "kernel part, block (0, 0, 0)", "threads 0-31 wait for bar.sync, barrier 1, at ", "faults.cu:",
-                "threads 32-127 returned", "LLMD_EMULATOR_SEED="});
+               {"deadlock", "kernel part, block (0, 0, 0)", "threads 0-31 wait for bar.sync, barrier 1, at ",
+                "faults.cu:", "threads 32-127 returned", "LLMD_EMULATOR_SEED="});
 }
 
 TEST_F(EmulatorTest, BarriersOfDifferentSizesAreReported) {
   Ints out(64);
   ExpectFine(BarrierSizes(Code::kRight, out.get()));
-  ExpectReport(BarrierSizes(Code::kWrong, out.get()), cudaErrorLaunchFailure, {"kernel sizes", "bar.sync of "});
+  ExpectReport(BarrierSizes(Code::kWrong, out.get()), cudaErrorLaunchFailure,
+               {"kernel sizes", "bar.sync of "});
 }
 
 TEST_F(EmulatorTest, SharedMemoryHasItsLaunchsSize) {
@@ -254,15 +258,38 @@ TEST_F(EmulatorTest, OrderComesFromTheSeed) {
   EXPECT_NE(tickets(5), Numbers(32));
 }
 
+// Of what ends the process, the kernel and the thread are named. A new process runs the statement.
+class EmulatorDeathTest : public ::testing::Test {
+ protected:
+  void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
+
+TEST_F(EmulatorDeathTest, EndlessLoop) {
+  EXPECT_DEATH(
+      {
+        setenv("LLMD_EMULATOR_PATIENCE", "1", 1);
+        Ints flag(1);
+        if (EndlessLoop(flag.get()) == LLMD_OK) cudaDeviceSynchronize();
+      },
+      "endless loop in kernel loop, block \\(0, 0, 0\\), thread");
+}
+
+TEST_F(EmulatorDeathTest, Crash) {
+  EXPECT_DEATH(
+      {
+        if (Fill(1, nullptr) == LLMD_OK) cudaDeviceSynchronize();
+      },
+      "in kernel fill, block \\(0, 0, 0\\), thread \\(0, 0, 0\\)");
+}
+
 #if LLMD_ADDRESS_SANITIZER
-TEST_F(EmulatorTest, AccessPastABufferNamesTheThread) {
-  GTEST_FLAG_SET(death_test_style, "threadsafe");
+TEST_F(EmulatorDeathTest, AccessPastABuffer) {
   EXPECT_DEATH(
       {
         Ints out(64);
         if (Fill(65, out.get()) == LLMD_OK) cudaDeviceSynchronize();
       },
-      "heap-buffer-overflow(.|\n)*kernel fill, block \\(0, 0, 0\\), thread \\(0, 0, 0\\)");
+      "heap-buffer-overflow(.|\n)*in kernel fill, block \\(0, 0, 0\\), thread \\(0, 0, 0\\)");
 }
 #endif
 

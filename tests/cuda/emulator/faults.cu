@@ -132,7 +132,14 @@ __global__ void AddOneKernel(Code code, const int* middle, int* out) {
   out[i] = middle[i] + 1;
 }
 
-__global__ void TakeTicketsKernel(unsigned* counter, int* out) { out[AddReleaseAcquire(counter, 1)] = threadIdx.x; }
+__global__ void TakeTicketsKernel(unsigned* counter, int* out) {
+  out[AddReleaseAcquire(counter, 1)] = threadIdx.x;
+}
+
+__global__ void EndlessLoopKernel(const int* flag) {
+  while (*static_cast<const volatile int*>(flag) == 0) {
+  }
+}
 
 __global__ void FillKernel(int count, int* out) {
   for (int i = threadIdx.x; i < count; i += blockDim.x) out[i] = i;
@@ -141,7 +148,8 @@ __global__ void FillKernel(int count, int* out) {
 }  // namespace
 
 llmd_code ReverseInBlock(Code code, const int* in, int* out) {
-  return LaunchKernel({.kernel = "reverse", .grid = 1, .block = kBlockThreads}, ReverseInBlockKernel, code, in, out);
+  return LaunchKernel({.kernel = "reverse", .grid = 1, .block = kBlockThreads}, ReverseInBlockKernel, code,
+                      in, out);
 }
 llmd_code ReverseInWarp(Code code, const int* in, int* out) {
   return LaunchKernel({.kernel = "reverse", .grid = 1, .block = 32}, ReverseInWarpKernel, code, in, out);
@@ -168,11 +176,12 @@ llmd_code ReadMatrices(int bytes, int offset, int* out) {
 }
 llmd_code MeetOfBlocks(int blocks, unsigned* counter, int* out) {
   const auto count = static_cast<unsigned>(blocks);
-  return LaunchKernel({.kernel = "meet", .grid = count, .block = 512}, MeetOfBlocksKernel, count, counter, out);
+  return LaunchKernel({.kernel = "meet", .grid = count, .block = 512}, MeetOfBlocksKernel, count, counter,
+                      out);
 }
 llmd_code SumByLastBlock(Code code, int* parts, unsigned* counter, int* out) {
-  return LaunchKernel({.kernel = "last", .grid = 8, .block = kBlockThreads}, SumByLastBlockKernel, code, parts, counter,
-                      out);
+  return LaunchKernel({.kernel = "last", .grid = 8, .block = kBlockThreads}, SumByLastBlockKernel, code,
+                      parts, counter, out);
 }
 llmd_code BlocksOwnShared(unsigned* counter, int* first, int* out) {
   return LaunchKernel({.kernel = "own", .grid = 40, .block = 64}, BlocksOwnSharedKernel, counter, first, out);
@@ -185,6 +194,9 @@ llmd_code EarlyStart(Code code, int* middle, int* out) {
 }
 llmd_code TakeTickets(unsigned* counter, int* out) {
   return LaunchKernel({.kernel = "tickets", .grid = 1, .block = 32}, TakeTicketsKernel, counter, out);
+}
+llmd_code EndlessLoop(const int* flag) {
+  return LaunchKernel({.kernel = "loop", .grid = 1, .block = 32}, EndlessLoopKernel, flag);
 }
 llmd_code Fill(int count, int* out) {
   return LaunchKernel({.kernel = "fill", .grid = 1, .block = 32}, FillKernel, count, out);

@@ -16,8 +16,8 @@
 #endif
 
 #if defined(__x86_64__)
-// Registers that a called function must keep go on the stack, and the stack pointer is exchanged. The kernel is not
-// asked, which swapcontext does for the signal mask.
+// Registers that a called function must keep go on the stack, and the stack pointer is exchanged. The kernel
+// is not asked, which swapcontext does for the signal mask.
 asm(R"(
   .text
   .type llmd_emulator_switch, @function
@@ -54,8 +54,8 @@ constexpr std::size_t kStackBytes = 64 * 1024;
 // Below it a page that faults: a kernel with too large a frame ends here and not in its neighbour's stack.
 char* NewStack() {
   const std::size_t guard = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, kStackBytes + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+  void* memory = mmap(nullptr, kStackBytes + guard, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) {
     std::perror("the emulator's stacks");
     std::abort();

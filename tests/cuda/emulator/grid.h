@@ -1,4 +1,5 @@
-// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the device.
+// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the
+// device.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 #define LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 

@@ -1,5 +1,5 @@
-// CUDA's functions on memory: cached loads and stores, fences, atomics. All is sequentially consistent here; what is
-// tested is who may see what between two of these calls.
+// CUDA's functions on memory: cached loads and stores, fences, atomics. All is sequentially consistent here;
+// what is tested is who may see what between two of these calls.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_MEMORY_FUNCTIONS_H_
 #define LLMD_TESTS_CUDA_EMULATOR_MEMORY_FUNCTIONS_H_
 

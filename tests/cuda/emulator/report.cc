@@ -39,9 +39,7 @@ std::string Waiting(const Thread& thread) {
 
 }  // namespace
 
-std::string Place(const Site& site) {
-  return std::string(site.file) + ":" + std::to_string(site.line);
-}
+std::string Place(const Site& site) { return std::string(site.file) + ":" + std::to_string(site.line); }
 
 std::string WhereIs(const Thread& thread) {
   return "kernel " + thread.block->grid->kernel + ", block " + Triple(thread.block->index) + ", thread " +
@@ -64,7 +62,8 @@ std::string DeadlockReport(const std::vector<std::unique_ptr<Block>>& resident) 
     }
     for (const auto& [what, threads] : groups) text += "\n    threads " + Ranges(threads) + " " + what;
   }
-  if (resident.size() > kShown) text += "\n  and " + std::to_string(resident.size() - kShown) + " more blocks";
+  if (resident.size() > kShown)
+    text += "\n  and " + std::to_string(resident.size() - kShown) + " more blocks";
   return text;
 }
 

@@ -4,6 +4,8 @@
 #include <array>
 #include <atomic>
 #include <bit>
+#include <cstdarg>
+#include <cstdio>
 #include <cstdlib>
 #include <iterator>
 #include <numeric>
@@ -65,12 +67,12 @@ class Scheduler {
       }
     }
     multiprocessors_.fill({});
-    failure_.clear();
+    failed_ = nullptr;
     polls_ = 0;
-    Loop();
+    const std::string report = Loop();
     resident_.clear();
     active_ = nullptr;
-    return std::exchange(failure_, {});
+    return report;
   }
 
   void Wait(Thread& thread) {
@@ -89,8 +91,7 @@ class Scheduler {
   void GiveWay(Visible visible, Site site) {
     Thread& thread = *current_;
     if (visible == Visible::kPoll && ++polls_ > kPatience) {
-      emulator::Fail("deadlock: the thread polls, and nothing else happens", site);
-      return;
+      emulator::Fail(site, "deadlock: the thread polls, and nothing else happens");
     }
     if (visible == Visible::kAccess) {
       polls_ = 0;
@@ -110,12 +111,20 @@ class Scheduler {
     Leave(thread, nullptr);  // so that the next grid can start while this block goes on
   }
 
-  void Fail(std::string what) {
-    failure_ = std::move(what);
-    if (current_ != nullptr) Leave(*current_, nullptr);
+  // Makes no string: nothing that is left on a fiber's stack would be freed.
+  [[noreturn]] void Fail(Site site, const char* format, std::va_list arguments) {
+    if (current_ == nullptr) {
+      std::fputs("a function of kernels is called outside of one\n", stderr);
+      std::abort();
+    }
+    failed_ = current_;
+    failed_at_ = site;
+    std::vsnprintf(failure_, sizeof(failure_), format, arguments);
+    Leave(*current_, nullptr);
+    std::abort();  // not reached: nobody switches back
   }
 
-  void Finish(Thread& thread) {
+  [[noreturn]] void Finish(Thread& thread) {
     Block& block = *thread.block;
     polls_ = 0;
     thread.done = true;
@@ -123,10 +132,11 @@ class Scheduler {
     block.SetWaiting(thread.warp(), 1u << thread.lane());
     block.warps[thread.warp()].live &= ~(1u << thread.lane());
     LeaveWarp(thread);
-    if (failure_.empty()) LeaveBarriers(thread);
-    Thread* next = failure_.empty() ? NextIn(block) : nullptr;
+    LeaveBarriers(thread);
+    Thread* next = NextIn(block);
     SetCurrent(next);
     Fiber::Switch(thread.fiber, next == nullptr ? own_ : next->fiber, true);
+    std::abort();  // not reached
   }
 
   Thread* current() const { return current_; }
@@ -145,25 +155,24 @@ class Scheduler {
     std::size_t shared_bytes = 0;
   };
 
-  void Loop() {
+  std::string Loop() {
     while (true) {
       while (StartBlock()) {
       }
-      if (resident_.empty()) return;
+      if (resident_.empty()) return "";
       const std::size_t slot = PickBlock();
-      if (slot == resident_.size()) {
-        failure_ = DeadlockReport(resident_);
-      } else {
-        Resume(*resident_[slot]);
-        if (failure_.empty() && resident_[slot]->live == 0) Retire(slot);
-      }
-      if (!failure_.empty()) {
-        for (auto& block : resident_) {
-          for (auto& thread : block->threads) thread->fiber.Abandon();
-        }
-        return;
-      }
+      if (slot == resident_.size()) return Abandon(DeadlockReport(resident_));
+      Resume(*resident_[slot]);
+      if (failed_ != nullptr) return Abandon(FailureReport(*failed_, failure_, failed_at_));
+      if (resident_[slot]->live == 0) Retire(slot);
     }
+  }
+
+  std::string Abandon(std::string report) {
+    for (auto& block : resident_) {
+      for (auto& thread : block->threads) thread->fiber.Abandon();
+    }
+    return report;
   }
 
   // One more block, of the first grid that has one left and may start.
@@ -194,7 +203,8 @@ class Scheduler {
     return false;
   }
 
-  std::unique_ptr<Block> NewBlock(const Grid& grid, int grid_number, int multiprocessor, std::uint64_t number) {
+  std::unique_ptr<Block> NewBlock(const Grid& grid, int grid_number, int multiprocessor,
+                                  std::uint64_t number) {
     std::unique_ptr<Block> block;
     if (free_.empty()) {
       block = std::make_unique<Block>();
@@ -314,7 +324,8 @@ class Scheduler {
   Thread* NextIn(Block& block) {
     if (block.ready_warps == 0) return nullptr;
     if (block.warps[block.running_warp].ready == 0) block.running_warp = random_.BitOf(block.ready_warps);
-    return block.threads[32 * block.running_warp + random_.BitOf(block.warps[block.running_warp].ready)].get();
+    return block.threads[32 * block.running_warp + random_.BitOf(block.warps[block.running_warp].ready)]
+        .get();
   }
 
   void Leave(Thread& thread, Thread* next) {
@@ -340,7 +351,9 @@ class Scheduler {
   Thread* current_ = nullptr;
   const void* static_of_ = nullptr;
   std::span<char> statics_;
-  std::string failure_;
+  const Thread* failed_ = nullptr;
+  Site failed_at_;
+  char failure_[512];
   std::uint64_t polls_ = 0;
   std::atomic<std::uint64_t> switches_ = 0;
 };
@@ -371,15 +384,17 @@ Thread* Current() { return TheScheduler().current(); }
 void Wait(Thread& thread) { TheScheduler().Wait(thread); }
 void Wake(Block& block, unsigned warp, unsigned lanes) { TheScheduler().Wake(block, warp, lanes); }
 
-void Fail(const std::string& what, Site site) {
-  const Thread* thread = Current();
-  TheScheduler().Fail(thread == nullptr ? what : FailureReport(*thread, what, site));
+void Fail(Site site, const char* format, ...) {
+  std::va_list arguments;
+  va_start(arguments, format);
+  TheScheduler().Fail(site, format, arguments);
 }
 
 void VisibleToOthers(const void* address, Visible visible, Site site) {
   std::uint32_t shared;
   Thread& thread = *Current();
-  if (!thread.block->shared.AddressOf(static_cast<const char*>(address), &shared) || visible == Visible::kPoll) {
+  if (!thread.block->shared.AddressOf(static_cast<const char*>(address), &shared) ||
+      visible == Visible::kPoll) {
     TheScheduler().GiveWay(visible, site);
   }
 }

@@ -1,5 +1,5 @@
-// Runs grids: which blocks are resident, which thread is next. One OS thread, and every choice comes from a seeded
-// generator, so a run can be repeated.
+// Runs grids: which blocks are resident, which thread is next. One OS thread, and every choice comes from a
+// seeded generator, so a run can be repeated.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_SCHEDULE_H_
 #define LLMD_TESTS_CUDA_EMULATOR_SCHEDULE_H_
 

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <utility>
@@ -22,21 +23,29 @@ class DeviceThread {
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = &work;
     changed_.notify_all();
+    const auto done = [this] { return work_ == nullptr; };
     std::uint64_t before = 0;
-    while (!changed_.wait_for(lock, kLong, [this] { return work_ == nullptr; })) {
+    while (!changed_.wait_for(lock, Patience(), done)) {
       if (std::exchange(before, Switches()) == before) ReportHang();
     }
   }
 
  private:
-  static constexpr std::chrono::seconds kLong{30};  // for one thread of a kernel without meeting another
+  // How long a kernel's thread may run without meeting another: LLMD_EMULATOR_PATIENCE seconds, more for a
+  // debugger.
+  static std::chrono::seconds Patience() {
+    const char* text = std::getenv("LLMD_EMULATOR_PATIENCE");
+    return std::chrono::seconds(text == nullptr ? 30 : std::atoi(text));
+  }
 
   void Loop() {
     ReportCrashes();
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
       changed_.wait(lock, [this] { return work_ != nullptr; });
+      lock.unlock();  // who waits looks whether anything moves
       (*work_)();
+      lock.lock();
       work_ = nullptr;
       changed_.notify_all();
     }
@@ -62,7 +71,7 @@ State& TheState() {
   return *state;
 }
 
-bool Idle(const Operation& operation) {
+bool StartsEarly(const Operation& operation) {
   return std::holds_alternative<Grid>(operation) && std::get<Grid>(operation).early_start;
 }
 
@@ -71,18 +80,20 @@ void RunKernels(CUstream_st& stream) {
   do {
     chain.push_back(std::move(std::get<Grid>(stream.operations.front())));
     stream.operations.pop_front();
-  } while (!stream.operations.empty() && Idle(stream.operations.front()));
+  } while (!stream.operations.empty() && StartsEarly(stream.operations.front()));
   State& state = TheState();
   std::string report;
   state.device.Run([&] { report = RunGrids(chain); });
   if (report.empty()) return;
   state.report = report + "\n  under LLMD_EMULATOR_SEED=" + std::to_string(Seed());
   std::fprintf(stderr, "%s\n", state.report.c_str());
-  state.sticky = report.find("deadlock") != std::string::npos ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
+  state.sticky =
+      report.find("deadlock") != std::string::npos ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
 }
 
 double Now() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace

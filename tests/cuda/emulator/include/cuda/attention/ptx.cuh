@@ -3,8 +3,8 @@
 #define LLMD_CUDA_ATTENTION_PTX_CUH_
 
 #include <cmath>
-#include <cstring>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "tests/cuda/emulator/kernel_side.h"
@@ -17,8 +17,7 @@ inline std::uint32_t SharedAddress(const void* pointer) { return emulator::Share
 inline std::uint64_t EvictFirstPolicy() { return 1; }
 inline std::uint64_t EvictLastPolicy() { return 2; }
 
-inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t,
-                        LLMD_SITE) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
 }
 inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, LLMD_SITE) {
@@ -42,7 +41,8 @@ void MatrixMultiplyAdd(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t
                        LLMD_SITE) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-  emulator::MultiplyAdd(kHalf ? emulator::MatrixType::kHalf : emulator::MatrixType::kBfloat, d, a, b0, b1, site);
+  emulator::MultiplyAdd(kHalf ? emulator::MatrixType::kHalf : emulator::MatrixType::kBfloat, d, a, b0, b1,
+                        site);
 }
 
 inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {

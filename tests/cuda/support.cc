@@ -9,7 +9,6 @@
 
 #include "src/attention/check.h"
 #include "src/attention/numeric.h"
-#include "tests/cuda/attention_case.h"
 
 namespace llmd::testing {
 namespace {
@@ -18,6 +17,15 @@ constexpr size_t kGuard = 512;
 constexpr unsigned char kGuardByte = 0xa5;
 
 }  // namespace
+
+bool HasGpu(std::string* why) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
+  if (error == cudaSuccess && count > 0) return true;
+  *why = error == cudaSuccess ? "no CUDA device" : cudaGetErrorString(error);
+  return false;
+}
 
 void Must(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;

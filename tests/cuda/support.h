@@ -17,6 +17,9 @@
 
 namespace llmd::testing {
 
+// Whether there is a device to test on; else the reason.
+bool HasGpu(std::string* why);
+
 enum class Side { kHost, kDevice };
 
 // Fails the test run (not only the test: the context may be lost) if CUDA does.

@@ -333,6 +333,6 @@ def scatter_blocks(
     >>> sizes = {"page_stride_bytes": page_stride_bytes, "block_bytes": block_bytes}
     >>> scatter_blocks(bases, np.array([2]), staging, **sizes)
     >>> [float(page.min()) for page in k]
-    [0.0, 0.0, 1.0586, 0.0]
+    [0.0, 0.0, 1.05859375, 0.0]
     """
     _core.move_blocks(False, bases, blocks, staging, page_stride_bytes, block_bytes, stream, given(backend))

@@ -182,14 +182,15 @@ void Array::Read(const dlpack::Tensor& tensor, std::uint64_t flags) {
   flags_ = flags;
   shape_.assign(tensor.shape, tensor.shape + tensor.ndim);
   strides_.assign(shape_.size(), 0);
-  std::int64_t compact = 1;
-  bool empty = false;
-  for (std::size_t i = shape_.size(); i-- > 0;) {
-    if (shape_[i] < 0) {
+  for (const std::int64_t size : shape_) {
+    if (size < 0) {
       throw py::value_error(name_ + " is of shape " + Text(shape_) + ", wanted sizes of at least 0");
     }
-    empty = empty || shape_[i] == 0;
-    const bool used = shape_[i] > 1 && tensor.strides != nullptr;
+  }
+  const bool empty = std::find(shape_.begin(), shape_.end(), 0) != shape_.end();
+  std::int64_t compact = 1;
+  for (std::size_t i = shape_.size(); i-- > 0;) {
+    const bool used = shape_[i] > 1 && !empty && tensor.strides != nullptr;
     strides_[i] = used ? tensor.strides[i] : compact;
     // The next dimension's stride, were there no gaps.
     if (__builtin_mul_overflow(strides_[i], std::max<std::int64_t>(shape_[i], 1), &compact)) {

@@ -126,7 +126,8 @@ void MergeStates(Handle partial_o, Handle partial_lse, Handle o, Handle lse, Han
     dims.Match(parts, {"parts", "Hq", "D"});
     dims.Match(part_lse, {"parts", "Hq"});
     if (call.on_host()) CheckPartStart(*start, dims["parts"]);
-    args.part_start = start->Int32();
+    // Without any part there is none to begin.
+    args.part_start = dims["parts"] > 0 ? start->Int32() : nullptr;
   } else {
     dims.Match(parts, {"parts", "T", "Hq", "D"});
     dims.Match(part_lse, {"parts", "T", "Hq"});

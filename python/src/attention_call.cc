@@ -70,20 +70,20 @@ Array& Call::AddStaging(const char* name, py::handle object) {
   return array;
 }
 
-void Call::Join(const Array& array) {
+void Call::Join(const Array& array, const char* group) {
   torch_ = torch_ || array.framework() == Framework::kTorch;
   cupy_ = cupy_ || array.framework() == Framework::kCupy;
   const dlpack::Device& device = array.device();
   if (!device_) {
     device_ = device;
-    device_of_ = array.name();
+    device_of_ = group + array.name();
     return;
   }
   const bool both_host = IsHost(device) && IsHost(*device_);
   const bool same_gpu = !IsHost(device) && !IsHost(*device_) && device.id == device_->id;
   if (!both_host && !same_gpu) {
-    throw py::value_error(array.name() + " is on " + DeviceText(device) + ", but " + device_of_ + " is on " +
-                          DeviceText(*device_) + ", wanted one device");
+    throw py::value_error(group + array.name() + " is on " + DeviceText(device) + ", but " + device_of_ +
+                          " is on " + DeviceText(*device_) + ", wanted one device");
   }
 }
 

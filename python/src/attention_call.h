@@ -34,7 +34,7 @@ class Call {
   Array* Optional(const char* name, pybind11::handle object);
   // An array that was exported before takes part in the choice of device and stream.
   // Or is exported by somebody else, after Begin(), with dlpack_stream().
-  void Use(const Array& array) { Join(array); }
+  void Use(const Array& array, const char* group = "") { Join(array, group); }
   // May be page-locked memory of the host, whatever the device.
   Array& AddStaging(const char* name, pybind11::handle object);
 
@@ -65,7 +65,7 @@ class Call {
   }
 
  private:
-  void Join(const Array& array);
+  void Join(const Array& array, const char* group = "");
   void ChooseBackend(pybind11::handle backend);
   void ChooseStream();
 

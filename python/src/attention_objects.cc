@@ -110,8 +110,8 @@ const float* KvCache::Scale(const std::optional<Array>& scale) {
 }
 
 void KvCache::Use(Call& call) const {
-  call.Use(k_);
-  call.Use(v_);
+  call.Use(k_, "cache.");
+  call.Use(v_, "cache.");
 }
 
 void KvCache::SetSizes(Dims& dims) const {
@@ -200,6 +200,15 @@ llmd_attention_shape AttentionWorkspace::Shape(py::handle shape) {
           .max_kv_tokens = Field<std::int64_t>(shape, kGroup, "max_kv_tokens")};
 }
 
+std::size_t AttentionWorkspace::BytesFor(const AttentionBackend& backend, const llmd_attention_shape& shape) {
+  const std::size_t bytes = backend.table().workspace_bytes(&shape);
+  if (bytes > 0) return bytes;
+  std::string message = backend.table().last_error();
+  const bool right = attention::Check(shape) == LLMD_OK;
+  ThrowStatus(
+      AttentionBackend::ToStatus(right ? LLMD_UNSUPPORTED : LLMD_INVALID_ARGUMENT, std::move(message)));
+}
+
 AttentionWorkspace::AttentionWorkspace(py::handle shape, py::handle memory, py::handle stream,
                                        py::handle backend)
     : shape_(Shape(shape)) {
@@ -214,11 +223,7 @@ AttentionWorkspace::AttentionWorkspace(py::handle shape, py::handle memory, py::
   array.CheckWritable();
   std::uint8_t* const bytes = array.Bytes();
   backend_ = call.shared_backend();
-  std::size_t needed = 0;
-  call.Do([&](const llmd_attention_backend& table) {
-    needed = table.workspace_bytes(&shape_);
-    return needed > 0 ? LLMD_OK : LLMD_INVALID_ARGUMENT;
-  });
+  const std::size_t needed = BytesFor(*backend_, shape_);
   if (static_cast<std::size_t>(dims["bytes"]) < needed) {
     throw py::value_error("memory has " + std::to_string(dims["bytes"]) + " bytes, wanted at least " +
                           std::to_string(needed));

@@ -75,6 +75,8 @@ class AttentionWorkspace {
                      pybind11::handle backend);
 
   static llmd_attention_shape Shape(pybind11::handle shape);
+  // Throws where there is no such workspace.
+  static std::size_t BytesFor(const AttentionBackend& backend, const llmd_attention_shape& shape);
 
   const llmd_attention_shape& shape() const { return shape_; }
   const AttentionBackend& backend() const { return *backend_; }

@@ -153,15 +153,6 @@ void MergeStates(Handle partial_o, Handle partial_lse, Handle o, Handle lse, Han
   call.Run(&llmd_attention_backend::merge_states, args);
 }
 
-std::size_t WorkspaceBytes(const AttentionBackend& backend, Handle shape) {
-  const llmd_attention_shape args = AttentionWorkspace::Shape(shape);
-  const std::size_t bytes = backend.table().workspace_bytes(&args);
-  if (bytes > 0) return bytes;
-  const std::string message = backend.table().last_error();
-  ThrowStatus(AttentionBackend::ToStatus(
-      attention::Check(args) != LLMD_OK ? LLMD_INVALID_ARGUMENT : LLMD_UNSUPPORTED, message));
-}
-
 void BindObjects(py::module_& m) {
   py::class_<AttentionBackend, std::shared_ptr<AttentionBackend>>(m, "AttentionBackend")
       .def_static("host", [](Arg<"name", std::string> name) { return Take(AttentionBackend::Host(*name)); })
@@ -172,7 +163,9 @@ void BindObjects(py::module_& m) {
       .def_property_readonly("name", [](const AttentionBackend& self) { return self.table().name; })
       .def_property_readonly("path", [](const AttentionBackend& self) { return FromWireText(self.path()); })
       .def_property_readonly("abi", [](const AttentionBackend& self) { return self.table().abi; })
-      .def("workspace_bytes", &WorkspaceBytes);
+      .def("workspace_bytes", [](const AttentionBackend& self, Handle shape) {
+        return AttentionWorkspace::BytesFor(self, AttentionWorkspace::Shape(shape));
+      });
 
   py::class_<KvCache>(m, "KvCache")
       .def(py::init<Handle, Handle, Handle, Handle, Handle, Handle>())

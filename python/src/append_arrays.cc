@@ -51,7 +51,7 @@ llmd_append_kv_args AppendArrays::Args(Call& call, Dims& dims, py::handle dtype)
   if (batch_index_ != nullptr) args.batch_index = batch_index_->Int32();
   if (positions_ != nullptr) args.positions = positions_->Int32();
   if (pages_) {
-    pages_->ForEach([&](Array& array) { array.Export(call.dlpack_stream()); });
+    pages_->ForEach([&](Array& array) { call.Export(array); });
     args.pages = pages_->Args(dims, /*lengths=*/false);
     for (std::int64_t t = 0; call.on_host() && t < args.num_tokens; ++t) {
       if (args.batch_index[t] >= dims["B"]) {  // the backends do not know B

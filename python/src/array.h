@@ -42,8 +42,8 @@ class Array {
   Framework framework() const { return framework_; }
   bool OnHost() const { return device_.type == dlpack::kCpu || device_.type == dlpack::kCudaHost; }
 
-  // After Export(). Strides in elements; those that are never used, of a dimension of one element or of an array
-  // without any, are what a compact array would have, whatever the exporter said.
+  // After Export(). Strides in elements; those that are never used, of a dimension of one element or of an
+  // array without any, are what a compact array would have, whatever the exporter said.
   std::span<const std::int64_t> shape() const { return shape_; }
   std::span<const std::int64_t> strides() const { return strides_; }
   int rank() const { return static_cast<int>(shape_.size()); }

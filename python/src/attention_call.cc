@@ -90,7 +90,14 @@ void Call::Join(const Array& array, const char* group) {
 void Call::Begin() {
   ChooseBackend(backend_object_);
   ChooseStream();
-  for (Array& array : arrays_) array.Export(dlpack_stream_);
+  for (Array& array : arrays_) Export(array);
+}
+
+void Call::Export(Array& array) const {
+  // Torch compares streams by numbers of its own, and would record and await an event even on its current
+  // one.
+  constexpr std::int64_t kAsItIs = -1;
+  array.Export(array.framework() == Framework::kTorch && !torch_waits_ ? kAsItIs : dlpack_stream_);
 }
 
 void Call::ChooseBackend(py::handle given) {
@@ -123,11 +130,12 @@ void Call::ChooseStream() {
     }
     return;
   }
+  const std::uint64_t of_torch = torch_ ? TorchStream(device_->id) : 0;
   std::uint64_t handle = 0;
   if (!stream_object_.is_none()) {
     handle = HandleOf(stream_object_);
   } else if (torch_ || cupy_) {
-    handle = torch_ ? TorchStream(device_->id) : CupyStream();
+    handle = torch_ ? of_torch : CupyStream();
     if (torch_ && cupy_ && CupyStream() != handle) {
       throw py::value_error("stream is not given, and the current streams of torch and CuPy differ");
     }
@@ -142,6 +150,7 @@ void Call::ChooseStream() {
   // 0 and 1 are names of the legacy default stream; DLPack knows 1 only.
   stream_ = reinterpret_cast<llmd_stream>(static_cast<std::uintptr_t>(handle == 1 ? 0 : handle));
   dlpack_stream_ = handle == 0 ? 1 : static_cast<std::int64_t>(handle);
+  torch_waits_ = dlpack_stream_ != (of_torch == 0 ? 1 : static_cast<std::int64_t>(of_torch));
 }
 
 }  // namespace llmd::python

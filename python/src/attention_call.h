@@ -33,7 +33,7 @@ class Call {
   // Null for None.
   Array* Optional(const char* name, pybind11::handle object);
   // An array that was exported before takes part in the choice of device and stream.
-  // Or is exported by somebody else, after Begin(), with dlpack_stream().
+  // Or is exported by its owner, after Begin(), with Export().
   void Use(const Array& array, const char* group = "") { Join(array, group); }
   // May be page-locked memory of the host, whatever the device.
   Array& AddStaging(const char* name, pybind11::handle object);
@@ -44,7 +44,7 @@ class Call {
   const AttentionBackend& backend() const { return *backend_; }
   std::shared_ptr<AttentionBackend> shared_backend() const { return backend_; }
   llmd_stream stream() const { return stream_; }
-  std::int64_t dlpack_stream() const { return dlpack_stream_; }
+  void Export(Array& array) const;
   bool on_host() const { return backend_->on_host(); }
 
   // Without the GIL; throws what went wrong.
@@ -80,6 +80,7 @@ class Call {
   std::shared_ptr<AttentionBackend> backend_;
   llmd_stream stream_ = nullptr;
   std::int64_t dlpack_stream_ = 0;
+  bool torch_waits_ = true;  // unless the stream is torch's current one
 };
 
 }  // namespace llmd::python

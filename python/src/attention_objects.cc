@@ -216,7 +216,7 @@ AttentionWorkspace::AttentionWorkspace(py::handle shape, py::handle memory, py::
   Call call(stream, backend);
   call.Use(array);
   call.Begin();
-  array.Export(call.dlpack_stream());
+  call.Export(array);
   Dims dims;
   dims.Match(array, {"bytes"});
   array.CheckCompact();
@@ -265,8 +265,8 @@ AttentionPlan::AttentionPlan(std::shared_ptr<AttentionWorkspace> workspace, py::
   pages_.ForEach([&](Array& array) { call.Use(array); });
   if (q_start_) call.Use(*q_start_);
   call.Begin();
-  pages_.ForEach([&](Array& array) { array.Export(call.dlpack_stream()); });
-  if (q_start_) q_start_->Export(call.dlpack_stream());
+  pages_.ForEach([&](Array& array) { call.Export(array); });
+  if (q_start_) call.Export(*q_start_);
 
   const llmd_attention_shape& shape = workspace_->shape();
   Dims dims;

@@ -1,5 +1,6 @@
 """How arrays come in: every form of the DLPack protocol, and what happens to what is no such array."""
 
+import concurrent.futures
 import re
 
 import dlpack_arrays as da
@@ -176,6 +177,25 @@ def test_stale_plans():
     second.attention(q, o, cache)
     with pytest.raises(llmd.FailedPreconditionError, match="earlier step"):
         first.attention(q, o, cache)
+
+
+def test_threads_take_turns_in_a_workspace():
+    shape = cuda.AttentionShape("decode", 8, 8, 2, 64, "f16", 16)
+    rng = np.random.default_rng(1)
+    cache = cuda.KvCache(*rng.standard_normal((2, 64, 16, 2, 64)).astype(np.float16))
+    pages = cuda.PageList(rng.permutation(64).astype(np.int32).reshape(8, 8), seq_lens=np.full(8, 128, np.int32))
+    plan = cuda.Workspace(shape).plan(pages)
+    q = rng.standard_normal((8, 8, 64)).astype(np.float16)
+    wanted = np.zeros_like(q)
+    plan.attention(q, wanted, cache)
+
+    def work(_):
+        o = np.zeros_like(q)
+        plan.attention(q, o, cache)
+        return (o == wanted).all()
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(200)))
 
 
 def test_torch():

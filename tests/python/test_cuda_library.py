@@ -242,11 +242,16 @@ def test_torchs_current_stream(fake, monkeypatch):
     tensor = framework(monkeypatch, "torch", "Tensor", current_stream=current_stream)
     x, y = (tensor(np.zeros(n, np.float32), device=(da.CUDA, 3)) for n in (4, 2))
     cuda.silu_and_mul(x, y)
-    assert fake.note.stream == 0xAA and asked == [3] and x.calls[0]["stream"] == 0xAA
+    assert fake.note.stream == 0xAA and asked == [3]
     cuda.silu_and_mul(x, y, stream=5)
     assert fake.note.stream == 5
-    cuda.silu_and_mul(x, on_gpu(np.zeros(2, np.float32), 3))  # one is enough
+    other = on_gpu(np.zeros(2, np.float32), 3)
+    cuda.silu_and_mul(x, other)  # one is enough
     assert fake.note.stream == 0xAA
+    # What torch's current stream has written, that stream need not wait for.
+    assert [call["stream"] for call in x.calls] == [-1, 5, -1] and other.calls[0]["stream"] == 0xAA
+    cuda.silu_and_mul(x, y, stream=types.SimpleNamespace(cuda_stream=0xAA))
+    assert x.calls[-1]["stream"] == -1
 
 
 def test_cupys_current_stream(fake, monkeypatch):

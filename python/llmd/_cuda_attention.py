@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -64,7 +64,8 @@ class AttentionShape:
     max_kv_tokens: int = 0
 
 
-class DataError(NamedTuple):
+@dataclass(frozen=True)
+class DataError:
     """The first bad element that validated attention met since the last `Workspace.check`.
 
     Attributes

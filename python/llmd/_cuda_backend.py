@@ -7,7 +7,7 @@ import importlib.util
 import os
 import pathlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, Union
 
 from llmd import _core
 from llmd.errors import FailedPreconditionError, UnavailableError
@@ -183,5 +183,5 @@ def given(value: Backend | BackendName | None) -> _core.AttentionBackend | None:
     if isinstance(value, Backend):
         return value._core
     if isinstance(value, str):
-        return backend(cast(BackendName, value))._core
+        return backend(value)._core
     raise TypeError(f"backend is of type {type(value).__name__}, wanted Backend or str")

@@ -76,6 +76,7 @@ void MoveBlocks(bool gather, Handle bases, Handle blocks, Handle staging, std::i
   block.CheckCompact();
   dims.Match(buffer, {"bytes"});
   buffer.CheckCompact();
+  std::uint8_t* const bytes = buffer.Bytes();
   if (gather) buffer.CheckWritable();
   const Bases pools = BasesOf(base);
   std::int64_t needed = 0;
@@ -92,7 +93,7 @@ void MoveBlocks(bool gather, Handle bases, Handle blocks, Handle staging, std::i
                    .block_bytes = block_bytes,
                    .blocks = block.Int64(),
                    .num_blocks = dims.Int32("n"),
-                   .staging = buffer.Bytes()});
+                   .staging = bytes});
 }
 
 // On the host, where a wrong number would be read past the end.

@@ -203,7 +203,19 @@ def _aligned(size: int) -> DlpackArray:
 
 
 class Plan:
-    """A step, divided: which part of the work is done where. Made by `Workspace.plan`."""
+    """A step, divided: which part of the work is done where. Made by `Workspace.plan`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> workspace = Workspace(AttentionShape("prefill", 2, 2, 1, 8, "f16", 4, max_tokens=8))
+    >>> pages = PageList(np.array([[1], [2]], np.int32), seq_lens=np.array([3, 1], np.int32))
+    >>> plan = workspace.plan(pages, q_start=np.array([0, 3, 4], np.int32))
+    >>> plan
+    Plan(batch=2)
+    >>> q, o = np.ones((2, 4, 2, 8), np.float16)
+    >>> plan.attention(q, o, KvCache(*np.ones((2, 3, 4, 1, 8), np.float16)))
+    """
 
     __slots__ = ("_core",)
 

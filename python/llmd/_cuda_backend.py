@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
 
 class DlpackArray(Protocol):
-    """An array of any framework that speaks DLPack: NumPy, torch, CuPy, JAX."""
+    """An array of any framework that speaks DLPack: NumPy, torch, CuPy, JAX.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> np.zeros(3).__dlpack_device__()[1]
+    0
+    """
 
     def __dlpack__(self, *args: Any, **kwargs: Any) -> Any:
         """A capsule with the array's memory."""
@@ -27,7 +34,14 @@ class DlpackArray(Protocol):
 
 
 class CudaStream(Protocol):
-    """A stream, for example `cuda.core.Stream`."""
+    """A stream of any library, as those of ``cuda.core`` are.
+
+    Examples
+    --------
+    >>> class Stream:
+    ...     def __cuda_stream__(self):
+    ...         return 0, 0x1234  # the handle that some C function gave
+    """
 
     def __cuda_stream__(self) -> tuple[int, int]:
         """Version of the protocol, and the ``cudaStream_t``."""

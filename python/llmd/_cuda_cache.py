@@ -303,7 +303,8 @@ def gather_blocks(
     Examples
     --------
     >>> import numpy as np
-    >>> bases, page_stride_bytes, block_bytes = block_bases([KvCache(*np.ones((2, 10, 16, 1, 8), np.float16))])
+    >>> layers = [KvCache(*np.ones((2, 10, 16, 1, 8), np.float16))]
+    >>> bases, page_stride_bytes, block_bytes = block_bases(layers)
     >>> sizes = {"page_stride_bytes": page_stride_bytes, "block_bytes": block_bytes}
     >>> staging = np.zeros(3 * 2 * block_bytes, np.uint8)
     >>> gather_blocks(bases, np.array([4, 0, 9]), staging, **sizes)

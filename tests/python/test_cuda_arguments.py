@@ -71,8 +71,9 @@ def of_attention(*, mode="decode", **arguments):
 
 ROPE = cuda.Rope(10000, D)
 LLAMA = {"scale_factor": 8, "low_freq_factor": 1, "high_freq_factor": 4, "old_context": 8192}
-KV = {"cache": cache(), "k": f16(T, HKV, D), "v": f16(T, HKV, D)}
-BLOCKS = {"bases": cuda.block_bases([cache()]).bases, "page_stride_bytes": 256, "block_bytes": 256}
+CACHE = cache()  # the bases do not keep it
+KV = {"cache": CACHE, "k": f16(T, HKV, D), "v": f16(T, HKV, D)}
+BLOCKS = {"bases": cuda.block_bases([CACHE]).bases, "page_stride_bytes": 256, "block_bytes": 256}
 PLACED = {"slots": None, "batch_index": i32(T), "positions": i32(T), "pages": pages()}
 GOOD = {
     cuda.append_kv: {**KV, "slots": np.arange(T)},

@@ -108,7 +108,7 @@ class Backend:
         ValueError
             If the shape breaks a rule.
         llmd.UnsupportedError
-            If this backend has no code for it.
+            If this backend has no code for it, or no device.
         """
         return self._core.workspace_bytes(shape)
 

@@ -1,5 +1,6 @@
-/* A CUDA library without CUDA, for tests: its functions note what they are called with. ABI is its number; with
-   WITHOUT_ENTRY it is no library of ours; with DRIVER it is the CUDA driver, whose current device is a variable. */
+/* A CUDA library without CUDA, for tests: its functions note what they are called with. ABI is its number;
+   with WITHOUT_ENTRY it is no library of ours; with DRIVER it is the CUDA driver, whose current device is a
+   variable. */
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -41,8 +42,9 @@ static const char* LastError(void) { return "the fake fails"; }
 static llmd_code AppendKv(const llmd_append_kv_args* args, llmd_stream stream) {
   llmd_code code = Noted("append_kv", stream);
   uint64_t pointers[] = {P(args->cache.k), P(args->k), P(args->slots), P(args->error)};
-  int64_t numbers[] = {args->k_strides.token, args->k_strides.head, args->num_tokens, args->cache.num_pages,
-                       args->cache.k_strides.page, args->cache.dtype, args->cache.scale_stride, args->dtype};
+  int64_t numbers[] = {
+      args->k_strides.token,      args->k_strides.head, args->num_tokens,         args->cache.num_pages,
+      args->cache.k_strides.page, args->cache.dtype,    args->cache.scale_stride, args->dtype};
   memcpy(fake_note.pointers, pointers, sizeof pointers);
   memcpy(fake_note.numbers, numbers, sizeof numbers);
   return code;
@@ -90,10 +92,10 @@ static llmd_code CheckWorkspace(void* workspace, llmd_data_error* error, llmd_st
   if (code == LLMD_BAD_DATA) *error = (llmd_data_error){LLMD_BAD_PAGE, 1, 2, 3};
   return code;
 }
-#define SIMPLE(Function, name)                                     \
+#define SIMPLE(Function, name)                                      \
   static llmd_code Function(const void* args, llmd_stream stream) { \
-    (void)args;                                                    \
-    return Noted(name, stream);                                    \
+    (void)args;                                                     \
+    return Noted(name, stream);                                     \
   }
 SIMPLE(MergeStates, "merge_states")
 SIMPLE(Rope, "rope")

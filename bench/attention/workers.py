@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 
+LINE_BYTES = 1 << 20  # a reply is far shorter
 KILL_SECONDS = 10  # the driver may take a while to take a running kernel away
 
 
@@ -63,7 +64,8 @@ class Worker:
     def receive(self):
         """The reply to the request under way if it is there, else None. Marks a worker that ended or sends garbage."""
         ended = False
-        while True:
+        blocks = [self._buffer]
+        while sum(map(len, blocks)) <= LINE_BYTES:  # one that writes without end can keep the pipe full
             try:
                 block = os.read(self.pipe, 1 << 16)
             except BlockingIOError:
@@ -71,7 +73,8 @@ class Worker:
             if not block:
                 ended = True
                 break
-            self._buffer += block
+            blocks.append(block)
+        self._buffer = b"".join(blocks)
         *lines, self._buffer = self._buffer.split(b"\n")
         for line in lines:
             try:
@@ -90,7 +93,7 @@ class Worker:
                     return None
                 self.pending = None
                 return message
-        if len(self._buffer) > 1 << 20:
+        if len(self._buffer) > LINE_BYTES:
             self.fail("garbage", "sent a line without an end")
         elif ended:
             self.fail("crashed", self._end())

@@ -53,7 +53,7 @@ class Run:
              "--case-seconds", "0.01", *options],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if wait:
-            self.text, _ = self.process.communicate(timeout=60)
+            self.text, _ = self.process.communicate(timeout=300)
             self.code = self.process.returncode
             self.seconds = time.monotonic() - start
 
@@ -97,7 +97,7 @@ class PeersTest(unittest.TestCase):
         self.assert_others_measured(run)
         failures = run.failures("flashinfer-xqa")
         self.assertEqual([f[:2] for f in failures], [("hung", "plan")] * 2)  # once more, then out
-        self.assertLess(run.seconds, 30)
+        self.assertLess(run.seconds, 60)
 
     def test_a_hang_in_a_graph_is_tried_without(self):
         run = self.run_with({"flashinfer-xqa": {"first replay": "graph hang"}})
@@ -197,7 +197,7 @@ class PeersTest(unittest.TestCase):
     def test_time_is_kept_and_results_survive_a_stop(self):
         many = [case(f"decode/m/B{i}") for i in range(1, 400)]
         run = self.run_with({"fa3": {"replay": "slow"}}, many, "fa3", "--seconds", "6")
-        self.assertLess(run.seconds, 12)
+        self.assertLess(run.seconds, 30)
         self.assertIn("left out", run.text)
         count = len(run.times("llmd"))
         self.assertGreater(count, 0)

@@ -38,7 +38,6 @@ struct DecodeTraits {
     float max[kDecodeWarps][kRowTile];
     float sum[kDecodeWarps][kRowTile];
     std::uint32_t live[kDecodeWarps][kStages];  // a bit a key: visible
-    int arrived_last[kTeams];
   };
 
   __device__ static int TeamIndex() { return threadIdx.x / (32 * kTeam); }

@@ -65,8 +65,8 @@ struct WorkspaceLayout {
   int heads;       // KV heads * row tiles
   int item_heads;  // heads / teams
   int unit_keys;
-  std::int64_t slots;                                                                  // partial results
-  std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
+  std::int64_t slots;                                                           // parts of cut items
+  std::size_t starts, units, lengths, empty, part_lse, part_o, prefill, bytes;  // offsets
 };
 
 LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
@@ -82,6 +82,19 @@ LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }
 
+// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
+// block reads few parts, and the order is that of the parts.
+LLMD_HD inline int MergeGroup(int parts) {
+  if (parts <= 40) return parts;
+  int group = 4;
+  while (group * group < parts) ++group;
+  return group;
+}
+// The slot of group 0 of the item whose parts have places from `place` on: an item has at most a quarter as
+// many groups as parts, so that items share none, even where one begins at the place of the last's last part.
+LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 4; }
+LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 4 + teams; }
+
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
   layout.grid = grid;
@@ -90,10 +103,12 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.item_heads = layout.heads / TeamsOf(shape, layout.heads);
   layout.unit_keys = shape.fixed_split > 0 ? shape.fixed_split : kUnitKeys;
   bool decode = shape.mode != LLMD_PREFILL;
+  const int teams = layout.heads / layout.item_heads;
   layout.slots = !decode ? 0
                  : shape.fixed_split > 0
                      ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
-                     : 2 * static_cast<std::int64_t>(grid) * (layout.heads / layout.item_heads);
+                     : 2 * static_cast<std::int64_t>(grid) * teams;
+  const std::int64_t all_slots = decode ? layout.slots + GroupSlots(layout.slots, teams) : 0;
   std::size_t at = RoundUp(sizeof(PlanHeader));
   auto take = [&at](std::size_t bytes) {
     std::size_t begin = at;
@@ -104,9 +119,8 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.units = take((shape.max_batch + 1) * sizeof(std::int64_t));
   layout.lengths = take(shape.max_batch * sizeof(std::int32_t));
   layout.empty = take(shape.max_batch * sizeof(std::int32_t));
-  layout.counters = take(2 * layout.slots * sizeof(std::int32_t));
-  layout.lse = take(layout.slots * kRowTile * sizeof(float));
-  layout.partials = take(layout.slots * kRowTile * shape.head_dim * sizeof(float));
+  layout.part_lse = take(all_slots * kRowTile * sizeof(float));
+  layout.part_o = take(all_slots * kRowTile * shape.head_dim * sizeof(float));
   if (shape.mode != LLMD_DECODE) {
     layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
   }
@@ -170,15 +184,6 @@ LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t*
 LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items, bool fixed_split) {
   constexpr std::int64_t kCheapParts = 16;
   return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
-}
-
-// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
-// block reads few parts, and the order is that of the parts.
-LLMD_HD inline int MergeGroup(int parts) {
-  if (parts <= 40) return parts;
-  int group = 4;
-  while (group * group < parts) ++group;
-  return group;
 }
 
 }  // namespace llmd::cuda

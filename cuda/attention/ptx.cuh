@@ -149,15 +149,31 @@ __device__ __forceinline__ void AllowKernelAfter() {
 #endif
 }
 
-// Adds at the scope of the device; what this thread has seen written before is visible to who sees the sum,
-// and the other way round.
-__device__ __forceinline__ unsigned AddReleaseAcquire(unsigned* counter, unsigned value) {
-  unsigned before;
-  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(counter), "r"(value)
+// Words that blocks hand to each other. Each is whole when it is seen; nothing is said of their order.
+__device__ __forceinline__ void PublishWord(std::uint32_t* to, std::uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint2 words) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.x), "r"(words.y)
                : "memory");
-  return before;
+}
+__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint4 words) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+__device__ __forceinline__ std::uint32_t ReadPublishedWord(const std::uint32_t* from) {
+  std::uint32_t word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+__device__ __forceinline__ uint4 ReadPublishedWords(const std::uint32_t* from) {
+  uint4 words;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+               : "l"(from)
+               : "memory");
+  return words;
 }
 
 // A barrier of its own for a part of the block.

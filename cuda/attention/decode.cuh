@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
   const int warp = threadIdx.x / 32;
   if (p.early_start) AllowKernelAfter();
 
+  PrefetchPages(p);
   // Asked for together, for latency; the header is needed only at the end.
   const PieceStart start = p.workspace.starts[blockIdx.x], end = p.workspace.starts[blockIdx.x + 1];
   const int empty = p.workspace.header->empty_rows, tokens = p.workspace.header->tokens;

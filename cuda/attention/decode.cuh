@@ -1,7 +1,7 @@
 // Paged decode for one new token a request: MHA, GQA and MQA, split over keys, combined in the same kernel.
 //
 // A block of eight warps, one block a multiprocessor, walks its share of the plan (plan.h). Within a piece,
-// warp w takes the tiles w, w + 8, ...; or teams of warps take neighbouring heads, and the warps of a team
+// each warp takes every eighth tile; or teams of warps take neighbouring heads, and the warps of a team
 // the tiles. Each warp has a ring of stages in shared memory that it fills by cp.async on its own, across the
 // ends of pieces, so there is no barrier in the main loop and loads never stop between pieces. The query
 // heads of a group are the rows of the matrix products (16 x 8 x 16): S = Q K^T leaves P in the registers

@@ -25,6 +25,7 @@
 
 namespace llmd::cuda {
 
+inline constexpr int kDecodeWarps = 8;    // of a block
 inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
 inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
@@ -74,10 +75,10 @@ LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Teams of warps a block, each with a head of its own. Short rows of K and V: two, so that a token's
-// neighbouring heads are read together, as memory likes. Short windows: eight, since an item is too short to
-// be shared by warps.
+// neighbouring heads are read together, as memory likes. Short windows: a warp each, since an item is too
+// short to be shared.
 LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
-  if (shape.window > 0 && shape.window <= kShortWindow && heads % 8 == 0) return 8;
+  if (shape.window > 0 && shape.window <= kShortWindow && heads % kDecodeWarps == 0) return kDecodeWarps;
   const int row_bytes = shape.head_dim * (shape.kv_dtype == LLMD_E4M3 ? 1 : 2);
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }

@@ -119,7 +119,7 @@ class ItemParts {
         float lse[kBatch], updated = greatest;
 #pragma unroll
         for (int n = 0; n < kBatch; ++n) {
-          lse[n] = begin + n < count ? FromWord(lse_word[n]) : -INFINITY;
+          lse[n] = FromWord(lse_word[n]);
           updated = fmaxf(updated, lse[n]);
         }
         const float shift = updated == -INFINITY ? 0 : updated, old = Exp2(greatest - shift);
@@ -147,8 +147,8 @@ class ItemParts {
     }
   }
 
-  // Reads the parts from `begin` on until all are there (the last one in place of those past `count`), and
-  // takes their values away.
+  // Reads the parts from `begin` on until all are there, and takes their values away. Those past `count` are
+  // empty.
   template <int kBatch>
   __device__ void Await(const Slots& from, int begin, int count, int row, int quad,
                         std::uint32_t (&lse)[kBatch], uint4 (&words)[kBatch]) const {
@@ -156,9 +156,12 @@ class ItemParts {
     do {
 #pragma unroll
       for (int n = 0; n < kBatch; ++n) {
-        const std::int64_t at = from.At(min(begin + n, count - 1)) * kRowTile + row;
-        lse[n] = ReadPublishedWord(workspace_->part_lse + at);
-        words[n] = ReadPublishedWords(workspace_->part_o + at * D + 4 * quad);
+        lse[n] = ToWord(-INFINITY);
+        words[n] = uint4{~0u, ~0u, ~0u, ~0u};
+        const bool live = begin + n < count;
+        const std::int64_t at = from.At(begin + n) * kRowTile + row;
+        ReadPublishedWord(lse[n], workspace_->part_lse + at, live);
+        ReadPublishedWords(words[n], workspace_->part_o + at * D + 4 * quad, live);
       }
       there = true;
 #pragma unroll

@@ -167,18 +167,19 @@ __device__ __forceinline__ void PublishWords(std::uint32_t* to, uint4 words) {
                "r"(words.z), "r"(words.w)
                : "memory");
 }
-__device__ __forceinline__ std::uint32_t ReadPublishedWord(const std::uint32_t* from) {
-  std::uint32_t word;
-  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
-  return word;
-}
-__device__ __forceinline__ uint4 ReadPublishedWords(const std::uint32_t* from) {
-  uint4 words;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
-               : "l"(from)
+// With `live` false they read nothing and leave the value as it is.
+__device__ __forceinline__ void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.relaxed.gpu.global.u32 %0, [%1];\n}"
+               : "+r"(word)
+               : "l"(from), "r"(static_cast<std::uint32_t>(live))
                : "memory");
-  return words;
+}
+__device__ __forceinline__ void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)
+      : "l"(from), "r"(static_cast<std::uint32_t>(live))
+      : "memory");
 }
 
 // A barrier of its own for a part of the block.

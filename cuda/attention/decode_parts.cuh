@@ -106,7 +106,7 @@ class ItemParts {
   // In the order of the slots. Their loads are under way together, kBatch at a time.
   template <typename Store>
   __device__ void Merge(const Slots& from, int count, int rows, const Store& store) const {
-    constexpr int kQuads = D / 4, kBatch = 16, kThreads = 32 * Traits::kTeam;
+    constexpr int kQuads = D / 4, kBatch = 20, kThreads = 32 * Traits::kTeam;
     for (int i = Traits::Thread(); i < rows * kQuads; i += kThreads) {
       const int row = i / kQuads, quad = i % kQuads;
       float greatest = -INFINITY, sum = 0;

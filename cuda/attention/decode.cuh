@@ -13,13 +13,13 @@
 
 #include "cuda/attention/decode_end.cuh"
 #include "cuda/attention/decode_load.cuh"
+#include "cuda/common/device.cuh"
 
 namespace llmd::cuda {
 
 template <typename Traits, int D>
 __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(128) char memory[];
-  auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
+  auto& shared = *DynamicShared<typename Traits::Shared>();
   constexpr int kStages = Traits::kStages;
   const int warp = threadIdx.x / 32;
   if (p.early_start) AllowKernelAfter();

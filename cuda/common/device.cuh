@@ -1,0 +1,30 @@
+// What kernels need that C++ has no words for: dynamic shared memory, loads past the first-level cache.
+#ifndef LLMD_CUDA_COMMON_DEVICE_CUH_
+#define LLMD_CUDA_COMMON_DEVICE_CUH_
+
+namespace llmd::cuda {
+
+// The block's dynamic shared memory, as large as the launch says.
+template <typename T>
+__device__ __forceinline__ T* DynamicShared() {
+  extern __shared__ __align__(128) char dynamic_shared[];
+  return reinterpret_cast<T*>(dynamic_shared);
+}
+
+// Global memory that no other thread reads.
+__device__ __forceinline__ uint4 LoadStream16(const void* p) {
+  uint4 v;
+  asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+      : "l"(p));
+  return v;
+}
+__device__ __forceinline__ uint2 LoadStream8(const void* p) {
+  uint2 v;
+  asm("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(p));
+  return v;
+}
+
+}  // namespace llmd::cuda
+
+#endif  // LLMD_CUDA_COMMON_DEVICE_CUH_

@@ -1,0 +1,19 @@
+// The emulator's cuda/common/device.cuh: the same functions, without a GPU.
+#ifndef LLMD_CUDA_COMMON_DEVICE_CUH_
+#define LLMD_CUDA_COMMON_DEVICE_CUH_
+
+#include "tests/cuda/emulator/kernel_side.h"
+
+namespace llmd::cuda {
+
+template <typename T>
+T* DynamicShared() {
+  return reinterpret_cast<T*>(emulator::DynamicShared());
+}
+
+inline uint4 LoadStream16(const void* p) { return *static_cast<const uint4*>(p); }
+inline uint2 LoadStream8(const void* p) { return *static_cast<const uint2*>(p); }
+
+}  // namespace llmd::cuda
+
+#endif  // LLMD_CUDA_COMMON_DEVICE_CUH_

@@ -26,6 +26,7 @@ inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std
 inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, Site site = Site::current()) {
   emulator::CopyAsync(shared, global, true, site);
 }
+inline void PrefetchL2(const void*) {}
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
 template <int kPending>
 void CopyAsyncWait() {
@@ -76,8 +77,30 @@ inline std::uint32_t HalfPairOfE4m3(std::uint32_t pair) { return emulator::Halve
 inline void WaitForKernelBefore(Site site = Site::current()) { emulator::WaitForGridBefore(site); }
 inline void AllowKernelAfter() { emulator::AllowGridAfter(); }
 
-inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, Site site = Site::current()) {
-  return atomicAdd(counter, value, site);
+inline void PublishWord(std::uint32_t* to, std::uint32_t word, Site site = Site::current()) {
+  emulator::VisibleToOthers(to, emulator::Visible::kAccess, site);
+  *to = word;
+}
+inline void PublishWords(std::uint32_t* to, uint2 words, Site site = Site::current()) {
+  PublishWord(to, words.x, site);
+  PublishWord(to + 1, words.y, site);
+}
+inline void PublishWords(std::uint32_t* to, uint4 words, Site site = Site::current()) {
+  PublishWords(to, uint2{words.x, words.y}, site);
+  PublishWords(to + 2, uint2{words.z, words.w}, site);
+}
+// The thread polls if nobody has written the word.
+inline void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live,
+                              Site site = Site::current()) {
+  if (!live) return;
+  word = *from;
+  if (word == 0) emulator::VisibleToOthers(from, emulator::Visible::kPoll, site);
+}
+inline void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live, Site site = Site::current()) {
+  ReadPublishedWord(words.x, from, live, site);
+  ReadPublishedWord(words.y, from + 1, live, site);
+  ReadPublishedWord(words.z, from + 2, live, site);
+  ReadPublishedWord(words.w, from + 3, live, site);
 }
 
 inline void SyncThreads(int barrier, int threads, Site site = Site::current()) {

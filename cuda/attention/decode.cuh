@@ -19,7 +19,8 @@ namespace llmd::cuda {
 
 template <typename Traits, int D>
 __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams p) {
-  auto& shared = *DynamicShared<typename Traits::Shared>();
+  LLMD_DYNAMIC_SHARED(128, char, memory);
+  auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   constexpr int kStages = Traits::kStages;
   const int warp = threadIdx.x / 32;
   if (p.early_start) AllowKernelAfter();

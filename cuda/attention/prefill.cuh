@@ -50,7 +50,7 @@ class PrefillTile {
     PlaceKeys(0);
     PlaceKeys(1);
     __syncthreads();
-    LoadKeys(0);
+    if (steps_ > 0) LoadKeys(0);  // a tile may have no key: no place has been written then
     CopyAsyncCommit();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -357,7 +357,8 @@ class PrefillTile {
 template <typename T, int D>
 __global__ void __launch_bounds__(kPrefillThreads, 2)
     PrefillKernel(const __grid_constant__ PrefillParams params) {
-  auto& shared = *DynamicShared<PrefillShared<D>>();
+  LLMD_DYNAMIC_SHARED(128, char, memory);
+  auto& shared = *reinterpret_cast<PrefillShared<D>*>(memory);
   PlanHeader* header = params.common.workspace.header;
   const int items = header->prefill_tiles * (params.common.heads / params.common.row_tiles);
   PrefillTile<T, D> tile(params, shared);

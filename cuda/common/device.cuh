@@ -2,14 +2,13 @@
 #ifndef LLMD_CUDA_COMMON_DEVICE_CUH_
 #define LLMD_CUDA_COMMON_DEVICE_CUH_
 
-namespace llmd::cuda {
+// Declares `name`, the block's dynamic shared memory, as an array of `type`; it is as large as the launch
+// says.
+#define LLMD_DYNAMIC_SHARED(alignment, type, name) \
+  extern __shared__ __align__(alignment)           \
+  type name[]
 
-// The block's dynamic shared memory, as large as the launch says.
-template <typename T>
-__device__ __forceinline__ T* DynamicShared() {
-  extern __shared__ __align__(128) char dynamic_shared[];
-  return reinterpret_cast<T*>(dynamic_shared);
-}
+namespace llmd::cuda {
 
 // Global memory that no other thread reads.
 __device__ __forceinline__ uint4 LoadStream16(const void* p) {

@@ -387,7 +387,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__ llmd_sample_args args) {
-  uint32_t* words = DynamicShared<uint32_t>();
+  LLMD_DYNAMIC_SHARED(4, uint32_t, words);
   __shared__ Shared shared;
   constexpr int N = Row<T>::N;
   const int b = blockIdx.x;

@@ -4,12 +4,10 @@
 
 #include "tests/cuda/emulator/kernel_side.h"
 
-namespace llmd::cuda {
+#define LLMD_DYNAMIC_SHARED(alignment, type, name) \
+  type* const name = reinterpret_cast<type*>(llmd::emulator::DynamicShared())
 
-template <typename T>
-T* DynamicShared() {
-  return reinterpret_cast<T*>(emulator::DynamicShared());
-}
+namespace llmd::cuda {
 
 inline uint4 LoadStream16(const void* p) { return *static_cast<const uint4*>(p); }
 inline uint2 LoadStream8(const void* p) { return *static_cast<const uint2*>(p); }

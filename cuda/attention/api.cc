@@ -23,10 +23,6 @@ llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.kv_dtype == LLMD_F32) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.kv_dtype is f32, the kernels have bf16, f16 and e4m3");
   }
-  if (shape.kv_dtype == LLMD_E4M3 && shape.mode != LLMD_DECODE) {
-    return attention::Fail(LLMD_UNSUPPORTED,
-                           "shape.kv_dtype is e4m3, which the kernels read in LLMD_DECODE only");
-  }
   return LLMD_OK;
 }
 
@@ -124,8 +120,9 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
                               .group = FastDivide(params.group),
                               .grid = 2 * CurrentDevice()->sms,
                               .zero_padding = shape.mode == LLMD_PREFILL};
-  return shape.kv_dtype == LLMD_BF16 ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
-                                     : LaunchPrefillKernel<__half>(prefill, stream);
+  return shape.kv_dtype == LLMD_BF16  ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
+         : shape.kv_dtype == LLMD_F16 ? LaunchPrefillKernel<__half>(prefill, stream)
+                                      : LaunchPrefillKernel<__nv_fp8_e4m3>(prefill, stream);
 }
 
 llmd_code CheckWorkspace(void* workspace, llmd_data_error* error, llmd_stream stream) {

@@ -40,6 +40,35 @@ TEST_F(AttentionTest, SmallMixed) {
   Check({.mode = LLMD_MIXED, .lengths = {90, 40, 17}, .queries = {1, 30, 1}});
 }
 
+TEST_F(AttentionTest, SmallPrefillFp8) {
+  for (llmd_dtype q : {LLMD_BF16, LLMD_F16}) {
+    Check({.mode = LLMD_PREFILL,
+           .group = 2,
+           .kv_dtype = LLMD_E4M3,
+           .q_dtype = q,
+           .lengths = {90, 40},
+           .queries = {70, 3},
+           .scale_per_head = true});
+  }
+}
+
+TEST_F(AttentionTest, SmallMixedFp8) {
+  Check({.mode = LLMD_MIXED, .kv_dtype = LLMD_E4M3, .lengths = {90, 40, 17}, .queries = {1, 30, 1}});
+}
+
+// Masked keys stay masked whatever the scale is.
+TEST_F(AttentionTest, PrefillScaleOfAnySign) {
+  for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+    for (float scale : {-0.1f, 0.0f}) {
+      AttentionCase problem(
+          {.mode = LLMD_PREFILL, .kv_dtype = dtype, .lengths = {90, 200}, .queries = {70, 33}, .window = 50});
+      problem.device().args.scale = problem.host().args.scale = scale;
+      ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+      EXPECT_EQ(problem.Compare(), "");
+    }
+  }
+}
+
 TEST_F(AttentionTest, EveryGroupSize) {
   for (int d : {64, 128}) {
     for (llmd_dtype dtype : {LLMD_BF16, LLMD_F16, LLMD_E4M3}) {
@@ -170,8 +199,8 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
                         .head_dim = pick(64, 128),
                         .page_size = pick(16, 32, 64, 1, 7),
                         .layout = static_cast<Layout>(random() % 5),
-                        .kv_dtype = pick(LLMD_BF16, LLMD_F16)};
-    options.q_dtype = options.kv_dtype;
+                        .kv_dtype = pick(LLMD_BF16, LLMD_F16, LLMD_E4M3)};
+    options.q_dtype = options.kv_dtype == LLMD_E4M3 ? pick(LLMD_BF16, LLMD_F16) : options.kv_dtype;
     options.o_dtype = pick(LLMD_BF16, LLMD_F16, LLMD_F32);
     options.lengths.clear();
     for (int n = static_cast<int>(random() % 6) + 1; n > 0; --n) {
@@ -186,6 +215,7 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
     options.lse = random() % 3 != 0;
     options.csr = random() % 2 == 0;
     options.validate = random() % 3 == 0;
+    options.scale_per_head = random() % 2 == 0;
     options.peak = pick(0.1, 1.0, 10.0);
     options.padding_rows = static_cast<int>(random() % 3);
     options.zero_padding = random() % 2 == 0;

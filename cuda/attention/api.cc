@@ -13,6 +13,8 @@ namespace {
 
 constexpr int kMaxGrid = 1023;  // starts that one block plans
 
+constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
+
 int Grid(const Device& device) { return std::min(device.sms, kMaxGrid); }  // one block a multiprocessor
 
 llmd_code Supported(const llmd_attention_shape& shape) {
@@ -22,6 +24,17 @@ llmd_code Supported(const llmd_attention_shape& shape) {
   }
   if (shape.kv_dtype == LLMD_F32) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.kv_dtype is f32, the kernels have bf16, f16 and e4m3");
+  }
+  const int64_t heads =
+      int64_t{shape.num_kv_heads} * CeilDivide(shape.num_q_heads / shape.num_kv_heads, kRowTile);
+  if (shape.max_batch >= UnitCount::kMaxItems / heads) {
+    return attention::Fail(LLMD_UNSUPPORTED, "shape.max_batch is " + std::to_string(shape.max_batch) +
+                                                 ", the plan holds fewer than " +
+                                                 std::to_string(UnitCount::kMaxItems) + " requests * heads");
+  }
+  if (shape.fixed_split > 0 && shape.max_kv_tokens > kMaxKvTokens) {
+    return attention::Fail(LLMD_UNSUPPORTED, "shape.max_kv_tokens is " + std::to_string(shape.max_kv_tokens) +
+                                                 ", must be at most " + std::to_string(kMaxKvTokens));
   }
   return LLMD_OK;
 }

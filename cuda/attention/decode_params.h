@@ -6,8 +6,8 @@
 #include <cuda_fp16.h>
 #include <cuda_fp8.h>
 
-#include "cuda/attention/fast_divide.h"
 #include "cuda/attention/workspace.h"
+#include "cuda/common/divide.h"
 #ifdef __CUDACC__
 #include "cuda/attention/ptx.cuh"
 #endif

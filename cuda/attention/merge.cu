@@ -4,8 +4,8 @@
 #include <cmath>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
 
 namespace llmd::cuda {
@@ -17,8 +17,8 @@ __device__ __forceinline__ bool Empty(float lse) { return isinf(lse); }
 
 template <typename In, typename Out, int N>
 __global__ void __launch_bounds__(kThreads)
-    MergeKernel(const __grid_constant__ llmd_merge_states_args args, FastDiv pieces_a_row, FastDiv heads,
-                uint32_t first_row, uint32_t num_items) {
+    MergeKernel(const __grid_constant__ llmd_merge_states_args args, FastDivide pieces_a_row,
+                FastDivide heads, uint32_t first_row, uint32_t num_items) {
   const uint32_t index = blockIdx.x * kThreads + threadIdx.x;
   if (index >= num_items) return;
   uint32_t piece, head;
@@ -74,12 +74,12 @@ llmd_code Run(const llmd_merge_states_args& args, llmd_stream stream) {
   for (int64_t first = 0; first < rows; first += most_rows) {
     const int64_t items = std::min(most_rows, rows - first) * pieces;
     const Launch launch = {.kernel = "merge_states",
-                           .grid = dim3(static_cast<unsigned>(CeilDiv(items, kThreads))),
+                           .grid = dim3(static_cast<unsigned>(CeilDivide(items, kThreads))),
                            .block = dim3(kThreads),
                            .stream = stream};
     const llmd_code code =
-        LaunchKernel(launch, MergeKernel<In, Out, N>, args, FastDiv(static_cast<uint32_t>(pieces)),
-                     FastDiv(static_cast<uint32_t>(args.num_heads)), static_cast<uint32_t>(first),
+        LaunchKernel(launch, MergeKernel<In, Out, N>, args, FastDivide(static_cast<uint32_t>(pieces)),
+                     FastDivide(static_cast<uint32_t>(args.num_heads)), static_cast<uint32_t>(first),
                      static_cast<uint32_t>(items));
     if (code != LLMD_OK) return code;
   }
@@ -90,8 +90,8 @@ llmd_code Run(const llmd_merge_states_args& args, llmd_stream stream) {
 
 llmd_code MergeStates(const llmd_merge_states_args& args, llmd_stream stream) {
   if (args.num_tokens == 0) return LLMD_OK;
-  if (int64_t{args.num_tokens} * args.num_heads >= int64_t{1} << 32) {
-    return attention::Fail(LLMD_UNSUPPORTED, "merge_states: num_tokens * num_heads is 2^32 or more");
+  if (int64_t{args.num_tokens} * args.num_heads >= int64_t{1} << 31) {
+    return attention::Fail(LLMD_UNSUPPORTED, "merge_states: num_tokens * num_heads is 2^31 or more");
   }
   return DispatchDtype(args.partial_dtype, [&](auto in) {
     return DispatchDtype(args.o_dtype, [&](auto out) {

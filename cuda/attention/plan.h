@@ -15,13 +15,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/common/divide.h"
 #include "llmd/attention/attention.h"
-
-#ifdef __CUDACC__
-#define LLMD_HD __host__ __device__
-#else
-#define LLMD_HD
-#endif
 
 namespace llmd::cuda {
 
@@ -68,8 +63,6 @@ struct WorkspaceLayout {
   std::int64_t slots;                                                                  // partial results
   std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
 };
-
-LLMD_HD inline int CeilDivide(int a, int b) { return (a + b - 1) / b; }
 
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
@@ -126,6 +119,7 @@ LLMD_HD inline int UnitsOf(int length, int window, int unit_keys) {
 // in two halves: the low 40 bits are units, the rest is items.
 struct UnitCount {
   static constexpr int kShift = 40;
+  static constexpr std::int64_t kMaxItems = std::int64_t{1} << (63 - kShift);
   LLMD_HD static std::int64_t Make(std::int64_t units, std::int64_t items) {
     return units | (items << kShift);
   }
@@ -133,6 +127,26 @@ struct UnitCount {
   LLMD_HD static std::int64_t Items(std::int64_t count) { return count >> kShift; }
   LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
 };
+
+// What a request asks for in a step. A request is decoded, prefilled, a row to zero, or nothing.
+struct RequestWork {
+  int units = 0;                   // of each decode item
+  std::int64_t prefill_tiles = 0;  // of kPrefillRows packed rows
+  bool empty = false;              // one row that sees nothing
+};
+
+LLMD_HD inline RequestWork WorkOf(llmd_attention_mode mode, int length, int rows, int group, int window,
+                                  int unit_keys) {
+  RequestWork work;
+  if (rows > 0 && (mode == LLMD_PREFILL || (mode == LLMD_MIXED && rows > 1))) {
+    work.prefill_tiles = CeilDivide(static_cast<std::int64_t>(rows) * group, kPrefillRows);
+  } else if (rows == 1 && length > 0) {
+    work.units = UnitsOf(length, window, unit_keys);
+  } else if (rows == 1) {
+    work.empty = true;
+  }
+  return work;
+}
 
 LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) {
   return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
@@ -170,6 +184,34 @@ LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t*
 LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items, bool fixed_split) {
   constexpr std::int64_t kCheapParts = 16;
   return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
+}
+
+// Blocks that get work: `count` of all requests, at most `grid`.
+LLMD_HD inline int SharesOf(std::int64_t count, bool fixed_split, int grid) {
+  const std::int64_t wanted = PiecesWanted(UnitCount::Units(count), UnitCount::Items(count), fixed_split);
+  return static_cast<int>(wanted < grid ? wanted : grid);
+}
+
+// The last of places[low .. high - 1], which ascend, that is at or before `place`; `low` if none is.
+LLMD_HD inline int LastAtOrBefore(const std::int64_t* places, int low, int high, std::int64_t place) {
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (places[middle] <= place)
+      low = middle;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+// Completes start `index` of `blocks`, at places[index]: the blocks at the ends of the item it cuts.
+LLMD_HD inline void FindEnds(PieceStart& start, const std::int64_t* places, int index, int blocks, int window,
+                             int unit_keys) {
+  if (start.unit == 0) return;
+  const std::int64_t item = places[index] - start.unit;
+  start.first_block = LastAtOrBefore(places, 0, blocks, item);
+  start.last_block =
+      LastAtOrBefore(places, index, blocks, item + UnitsOf(start.length, window, unit_keys) - 1);
 }
 
 // Parts of a cut item are merged in groups of about the square root of their number, then the groups: one

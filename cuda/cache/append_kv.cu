@@ -5,8 +5,8 @@
 
 #include "cuda/cache/placement.cuh"
 #include "cuda/common/convert.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
 
 namespace llmd::cuda {
@@ -15,9 +15,9 @@ namespace {
 constexpr int kThreads = 256;
 
 struct Split {  // an item's number is ((token * 2 + side) * heads + head) * pieces + piece
-  FastDiv pieces;
-  FastDiv heads;
-  FastDiv page_size;
+  FastDivide pieces;
+  FastDivide heads;
+  FastDivide page_size;
 };
 
 struct Item {
@@ -84,14 +84,16 @@ template <typename Src, typename Dst, int N, int kUnroll>
 llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
   const uint32_t pieces = args.cache.head_dim / N;
   const uint32_t heads = args.cache.num_kv_heads;
-  const Split split = {FastDiv(pieces), FastDiv(heads), FastDiv(args.cache.page_size)};
+  const Split split = {FastDivide(pieces), FastDivide(heads), FastDivide(args.cache.page_size)};
   const int64_t items_a_token = int64_t{2} * heads * pieces;
+  if (items_a_token > INT32_MAX)
+    return attention::Fail(LLMD_UNSUPPORTED, "append_kv: num_kv_heads * head_dim is 2^30 or more");
   const int64_t most_tokens =
       std::max<int64_t>(1, (int64_t{1} << 30) / items_a_token);  // 32-bit item numbers
   for (int64_t first = 0; first < args.num_tokens; first += most_tokens) {
     const int64_t items = std::min<int64_t>(most_tokens, args.num_tokens - first) * items_a_token;
     const Launch launch = {.kernel = "append_kv",
-                           .grid = dim3(static_cast<unsigned>(CeilDiv(items, kThreads * kUnroll))),
+                           .grid = dim3(static_cast<unsigned>(CeilDivide(items, kThreads * kUnroll))),
                            .block = dim3(kThreads),
                            .stream = stream};
     const llmd_code code = LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split,

@@ -5,8 +5,8 @@
 #include <algorithm>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
 
 namespace llmd::cuda {
@@ -26,8 +26,8 @@ struct Job {
   int64_t page_stride;
   int64_t block_bytes;
   int64_t first_piece;
-  FastDiv units;      // of a piece
-  FastDiv num_bases;  // a piece's number is block * num_bases + base
+  FastDivide units;      // of a piece
+  FastDivide num_bases;  // a piece's number is block * num_bases + base
   uint32_t num_units;
 };
 
@@ -43,11 +43,11 @@ __global__ void __launch_bounds__(kThreads) MoveKernel(const __grid_constant__ J
     const uint32_t piece = job.units.DivMod(index, &unit);
     const int64_t global_piece = job.first_piece + piece;
     int64_t block;
-    if (global_piece >> 32 == 0) {
+    if (global_piece >> 31 == 0) {
       block = job.num_bases.DivMod(static_cast<uint32_t>(global_piece), &base);
     } else {
-      block = global_piece / job.num_bases.divisor;
-      base = static_cast<uint32_t>(global_piece % job.num_bases.divisor);
+      block = global_piece / job.num_bases.divisor();
+      base = static_cast<uint32_t>(global_piece % job.num_bases.divisor());
     }
     const int64_t inside = static_cast<int64_t>(unit) * sizeof(Unit);
     char* pool = static_cast<char*>(job.bases[base]) + inside;
@@ -78,13 +78,13 @@ llmd_code Run(const char* name, Job job, int64_t num_pieces, llmd_stream stream)
                                                  std::to_string(job.block_bytes) + ", the limit is " +
                                                  std::to_string((int64_t{1} << 30) * sizeof(Unit)));
   }
-  job.units = FastDiv(static_cast<uint32_t>(units));
+  job.units = FastDivide(static_cast<uint32_t>(units));
   const int64_t most_pieces = (int64_t{1} << 30) / units;  // 32-bit unit numbers in one launch
   for (int64_t first = 0; first < num_pieces; first += most_pieces) {
     job.first_piece = first;
     job.num_units = static_cast<uint32_t>(std::min(most_pieces, num_pieces - first) * units);
     const Launch launch = {.kernel = name,
-                           .grid = dim3(static_cast<unsigned>(CeilDiv(job.num_units, kThreads * kUnroll))),
+                           .grid = dim3(static_cast<unsigned>(CeilDivide(job.num_units, kThreads * kUnroll))),
                            .block = dim3(kThreads),
                            .stream = stream};
     const llmd_code code = LaunchKernel(launch, MoveKernel<kMove>, job);
@@ -100,7 +100,7 @@ Job MakeJob(const llmd_gather_blocks_args& args) {
   job.staging = static_cast<char*>(args.staging);
   job.page_stride = args.page_stride_bytes;
   job.block_bytes = args.block_bytes;
-  job.num_bases = FastDiv(args.num_bases);
+  job.num_bases = FastDivide(args.num_bases);
   return job;
 }
 
@@ -113,7 +113,7 @@ llmd_code CopyBlocks(const llmd_copy_blocks_args& args, llmd_stream stream) {
   job.blocks = args.pairs;
   job.page_stride = args.page_stride_bytes;
   job.block_bytes = args.block_bytes;
-  job.num_bases = FastDiv(args.num_bases);
+  job.num_bases = FastDivide(args.num_bases);
   return Run<Move::kCopy>("copy_blocks", job, int64_t{args.num_pairs} * args.num_bases, stream);
 }
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cuda/common/math.cuh"
+#include "cuda/common/divide.h"
 #include "llmd/attention/attention.h"
 #include "llmd/attention/cache.h"
 
@@ -25,7 +25,7 @@ __device__ __forceinline__ void ReportBadToken(int64_t* error, int64_t kind, int
 }
 
 // `report`: whether this thread speaks for the token.
-__device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, const FastDiv& page_size,
+__device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, const FastDivide& page_size,
                                            int token, bool report) {
   constexpr Place kNowhere = {-1, 0};
   const int64_t num_pages = args.cache.num_pages;
@@ -33,13 +33,13 @@ __device__ __forceinline__ Place FindPlace(const llmd_append_kv_args& args, cons
     const int64_t slot = args.slots[token];
     if (slot < 0) return kNowhere;
     Place place;
-    if (slot >> 32 == 0) {
+    if (slot >> 31 == 0) {
       uint32_t rest;
       place.page = page_size.DivMod(static_cast<uint32_t>(slot), &rest);
       place.offset = rest;
     } else {
-      place.page = slot / page_size.divisor;
-      place.offset = slot % page_size.divisor;
+      place.page = slot / page_size.divisor();
+      place.offset = slot % page_size.divisor();
     }
     if (args.error != nullptr && place.page >= num_pages) {
       if (report) ReportBadToken(args.error, LLMD_BAD_SLOT, token, slot);

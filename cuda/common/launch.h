@@ -8,6 +8,7 @@
 #include <string>
 #include <type_traits>
 
+#include "cuda/common/divide.h"
 #include "llmd/attention/types.h"
 #include "src/attention/check.h"
 
@@ -56,8 +57,6 @@ template <typename... Params>
 llmd_code AllowShared(const char* name, void (*kernel)(Params...), size_t bytes) {
   return AllowShared(name, reinterpret_cast<const void*>(kernel), bytes);
 }
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // True if a tensor's rows may be accessed in pieces of `bytes`: its address and its strides are multiples of
 // that.

@@ -1,34 +1,10 @@
-// Small arithmetic shared by kernels: division by a run-time constant, reductions, random numbers.
+// Small arithmetic shared by kernels: reductions, random numbers.
 #ifndef LLMD_CUDA_COMMON_MATH_CUH_
 #define LLMD_CUDA_COMMON_MATH_CUH_
 
 #include <cstdint>
 
 namespace llmd::cuda {
-
-// n / d and n % d for 32-bit n by a multiplication: with s = ceil(log2 d) and m = ceil(2^(32 + s) / d) -
-// 2^32, n / d = (mulhi(n, m) + n) >> s, with the sum in 33 bits.
-struct FastDiv {
-  uint32_t divisor = 1;
-  uint32_t multiplier = 0;
-  uint32_t shift = 0;
-
-  FastDiv() = default;
-  explicit FastDiv(uint32_t d) : divisor(d) {
-    while ((uint64_t{1} << shift) < d) ++shift;
-    multiplier = static_cast<uint32_t>((uint64_t{1} << 32) * ((uint64_t{1} << shift) - d) / d + 1);
-  }
-
-  __host__ __device__ uint32_t Div(uint32_t n) const {
-    const uint64_t high = (static_cast<uint64_t>(n) * multiplier) >> 32;
-    return static_cast<uint32_t>((high + n) >> shift);
-  }
-  __host__ __device__ uint32_t DivMod(uint32_t n, uint32_t* rest) const {
-    const uint32_t q = Div(n);
-    *rest = n - q * divisor;
-    return q;
-  }
-};
 
 struct Add {
   template <typename T>

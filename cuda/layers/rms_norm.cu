@@ -135,7 +135,7 @@ llmd_code RunRegisters(const llmd_rms_norm_args& args, int lanes, llmd_stream st
   constexpr int kThreads = 256;
   const int rows_a_block = kRows * (kWholeBlock ? 1 : kThreads / lanes);
   const Launch launch = {.kernel = "rms_norm",
-                         .grid = dim3(static_cast<unsigned>(CeilDiv(args.num_rows, rows_a_block))),
+                         .grid = dim3(static_cast<unsigned>(CeilDivide(args.num_rows, rows_a_block))),
                          .block = dim3(kWholeBlock ? lanes : kThreads),
                          .stream = stream};
   return LaunchKernel(launch, RegisterKernel<T, N, kUnits, kRows, kWholeBlock>, args, lanes);
@@ -143,7 +143,7 @@ llmd_code RunRegisters(const llmd_rms_norm_args& args, int lanes, llmd_stream st
 
 template <typename T, int N>
 llmd_code RunTwoPass(const llmd_rms_norm_args& args, llmd_stream stream) {
-  const int64_t threads = std::min<int64_t>(1024, CeilDiv(CeilDiv(args.size, N), 32) * 32);
+  const int64_t threads = std::min<int64_t>(1024, CeilDivide(CeilDivide(args.size, N), 32) * 32);
   const Launch launch = {.kernel = "rms_norm",
                          .grid = dim3(static_cast<unsigned>(args.num_rows)),
                          .block = dim3(static_cast<unsigned>(threads)),
@@ -169,7 +169,9 @@ llmd_code RunTyped(const llmd_rms_norm_args& args, llmd_stream stream) {
                : RunRegisters<T, N, 1, 1, false>(args, lanes, stream);
   }
   // Few rows: as many threads as there are vectors. Many: fewer threads with more bytes each.
-  const auto threads = [&](int units) { return static_cast<int>(CeilDiv(CeilDiv(pieces, units), 32) * 32); };
+  const auto threads = [&](int units) {
+    return static_cast<int>(CeilDivide(CeilDivide(pieces, units), 32) * 32);
+  };
   if (pieces <= 1024 && args.num_rows <= device->sms) {
     return RunRegisters<T, N, 1, 1, true>(args, threads(1), stream);
   }

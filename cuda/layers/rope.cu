@@ -8,8 +8,8 @@
 
 #include "cuda/cache/placement.cuh"
 #include "cuda/common/convert.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
 #include "src/attention/frequencies.h"
 
@@ -41,8 +41,8 @@ struct Job {
   void* k_out;
   llmd_token_strides k_out_strides;
   int rotated_pieces;  // of a head; each is two vectors
-  FastDiv pieces;      // of a head, with those of one vector past rotary_dim
-  FastDiv heads;       // of a token: q, k, and v when they are appended
+  FastDivide pieces;   // of a head, with those of one vector past rotary_dim
+  FastDivide heads;    // of a token: q, k, and v when they are appended
 };
 
 // The two vectors of a piece, as stored, turned by their angles. `turns` are the token's (cos, sin).
@@ -81,7 +81,7 @@ template <typename T, typename Cache, int N>
 __global__ void __launch_bounds__(kThreads)
     RopeKernel(const __grid_constant__ Job job, const __grid_constant__ Frequencies frequencies,
                const __grid_constant__ llmd_append_kv_args append,
-               const __grid_constant__ FastDiv page_size) {
+               const __grid_constant__ FastDivide page_size) {
   constexpr bool kAppend = !std::is_void_v<Cache>;
   extern __shared__ float2 turns[];  // [tokens][pairs]
   __shared__ Place places[kMaxTokens];
@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   __syncthreads();
 
-  const int items = tokens * job.heads.divisor * job.pieces.divisor;
+  const int items = tokens * job.heads.divisor() * job.pieces.divisor();
   for (int i = threadIdx.x; i < items; i += kThreads) {
     uint32_t piece, head;
     const int local = static_cast<int>(job.heads.DivMod(job.pieces.DivMod(i, &piece), &head));
@@ -182,19 +182,19 @@ llmd_code Run(const char* name, Job job, int head_dim, const llmd_rope& rope,
   job.rotated_pieces = job.rotary_dim / 2 / N;
   const int pieces = job.rotated_pieces + (head_dim - job.rotary_dim) / N;
   const int heads = job.q_heads + job.kv_heads * (std::is_void_v<Cache> ? 1 : 2);
-  job.pieces = FastDiv(pieces);
-  job.heads = FastDiv(heads);
+  job.pieces = FastDivide(pieces);
+  job.heads = FastDivide(heads);
   // Several tokens a block hide the time for the angles, once there are blocks enough for the device.
-  const int64_t wanted = CeilDiv(4 * kThreads, int64_t{heads} * pieces);
+  const int64_t wanted = CeilDivide(4 * kThreads, int64_t{heads} * pieces);
   const int64_t fair = job.num_tokens / (int64_t{8} * device->sms);
   job.tokens_a_block = static_cast<int>(std::clamp<int64_t>(std::min(wanted, fair), 1, kMaxTokens));
   const Launch launch = {.kernel = name,
-                         .grid = dim3(static_cast<unsigned>(CeilDiv(job.num_tokens, job.tokens_a_block))),
+                         .grid = dim3(static_cast<unsigned>(CeilDivide(job.num_tokens, job.tokens_a_block))),
                          .block = dim3(kThreads),
                          .shared_bytes = sizeof(float2) * job.tokens_a_block * (job.rotary_dim / 2),
                          .stream = stream};
   return LaunchKernel(launch, RopeKernel<T, Cache, N>, job, *frequencies, append,
-                      FastDiv(std::max(1, append.cache.page_size)));
+                      FastDivide(std::max(1, append.cache.page_size)));
 }
 
 template <typename T, typename Cache>

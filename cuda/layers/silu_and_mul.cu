@@ -3,8 +3,8 @@
 #include <algorithm>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
-#include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
 
 namespace llmd::cuda {
@@ -16,7 +16,7 @@ __device__ __forceinline__ float SiluAndMul(float a, float b) { return __fdivide
 
 template <typename T, int N, int kUnroll>
 __global__ void __launch_bounds__(kThreads)
-    SiluKernel(const T* x, T* y, int size, FastDiv pieces_a_row, uint32_t num_items) {
+    SiluKernel(const T* x, T* y, int size, FastDivide pieces_a_row, uint32_t num_items) {
   const uint32_t first = blockIdx.x * (kThreads * kUnroll) + threadIdx.x;
   Vec<T, N> a[kUnroll], b[kUnroll];
 #pragma unroll
@@ -49,13 +49,14 @@ llmd_code Run(const llmd_silu_and_mul_args& args, llmd_stream stream) {
   for (int64_t first = 0; first < args.num_rows; first += most_rows) {
     const int64_t items = std::min(most_rows, args.num_rows - first) * pieces;
     const Launch launch = {.kernel = "silu_and_mul",
-                           .grid = dim3(static_cast<unsigned>(CeilDiv(items, kThreads * kUnroll))),
+                           .grid = dim3(static_cast<unsigned>(CeilDivide(items, kThreads * kUnroll))),
                            .block = dim3(kThreads),
                            .stream = stream};
     const T* x = static_cast<const T*>(args.x) + first * 2 * args.size;
     T* y = static_cast<T*>(args.y) + first * args.size;
-    const llmd_code code = LaunchKernel(launch, SiluKernel<T, N, kUnroll>, x, y, args.size,
-                                        FastDiv(static_cast<uint32_t>(pieces)), static_cast<uint32_t>(items));
+    const llmd_code code =
+        LaunchKernel(launch, SiluKernel<T, N, kUnroll>, x, y, args.size,
+                     FastDivide(static_cast<uint32_t>(pieces)), static_cast<uint32_t>(items));
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;

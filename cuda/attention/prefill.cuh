@@ -10,6 +10,7 @@
 
 #include "cuda/attention/prefill_load.cuh"
 #include "cuda/attention/prefill_rows.cuh"
+#include "cuda/common/device.cuh"
 
 namespace llmd::cuda {
 
@@ -109,7 +110,7 @@ class PrefillTile {
 template <typename Traits>
 __global__ void __launch_bounds__(kPrefillThreads, 2)
     PrefillKernel(const __grid_constant__ PrefillParams params) {
-  extern __shared__ __align__(128) char memory[];
+  LLMD_DYNAMIC_SHARED(128, char, memory);
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   PlanHeader* header = params.common.workspace.header;
   const int heads = params.common.heads / params.common.row_tiles, tiles = header->prefill_tiles;

@@ -11,11 +11,9 @@
 namespace llmd::cuda {
 namespace {
 
-constexpr int kMaxGrid = 1023;  // starts that one block plans
-
 constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
 
-int Grid(const Device& device) { return std::min(device.sms, kMaxGrid); }  // one block a multiprocessor
+int Grid(const Device& device) { return std::min(device.sms, kMaxStarts); }  // one block a multiprocessor
 
 llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.head_dim != 64 && shape.head_dim != 128) {
@@ -131,7 +129,9 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   }
   const PrefillParams prefill{.common = params,
                               .group = FastDivide(params.group),
-                              .grid = 2 * CurrentDevice()->sms,
+                              .kv_heads = shape.num_kv_heads,
+                              .grid = layout.prefill_grid,
+                              .rows_of_part = layout.prefill_rows,
                               .zero_padding = shape.mode == LLMD_PREFILL};
   return shape.kv_dtype == LLMD_BF16  ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
          : shape.kv_dtype == LLMD_F16 ? LaunchPrefillKernel<__half>(prefill, stream)

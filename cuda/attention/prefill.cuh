@@ -3,13 +3,14 @@
 //
 // A row is a token and a query head of a KV head's group (row = token * G + head), so a tile of 128 rows
 // shares its keys among all G heads. An item is (128 rows, KV head); blocks take items from a counter, long
-// ones first. Four warps have 32 rows each; 64 keys a step go through two stages of shared memory, where a
-// step's page ids were read two steps before (spec: paged-attention.md 3.9).
+// ones first, or, where there are few, have even shares of all steps, with partial results merged by the
+// block that ends last (prefill_plan.h). Four warps have 32 rows each; 64 keys a step go through two stages
+// of shared memory, where a step's page ids were read two steps before (spec: paged-attention.md 3.9).
 #ifndef LLMD_CUDA_ATTENTION_PREFILL_CUH_
 #define LLMD_CUDA_ATTENTION_PREFILL_CUH_
 
+#include "cuda/attention/prefill_end.cuh"
 #include "cuda/attention/prefill_load.cuh"
-#include "cuda/attention/prefill_rows.cuh"
 #include "cuda/common/device.cuh"
 
 namespace llmd::cuda {
@@ -20,14 +21,15 @@ class PrefillTile {
   __device__ PrefillTile(const PrefillParams& params, typename Traits::Shared& shared)
       : params_(params), p_(params.common), shared_(shared) {}
 
-  __device__ void Run(const PrefillItem& item) {
-    KeyLoader<Traits> keys(p_, item, shared_, kept_);
+  __device__ void Run(const PrefillItem& item, const PrefillWork& work) {
+    const int end = min(work.end, item.steps);
+    KeyLoader<Traits> keys(p_, item, end, shared_, kept_);
     QueryLoader<Traits>::Load(p_, item, shared_, kept_);
     CopyAsyncCommit();
-    keys.Place(0);
-    keys.Place(1);
+    keys.Place(work.begin);
+    keys.Place(work.begin + 1);
     __syncthreads();
-    if (item.steps > 0) keys.Load(0);
+    keys.Load(work.begin);
     CopyAsyncCommit();
     if constexpr (Traits::kFp8) {
       CopyAsyncWait<1>();
@@ -36,10 +38,10 @@ class PrefillTile {
     }
     rows_.Begin(p_, item, shared_);
 #pragma unroll 1
-    for (int step = 0; step < item.steps; ++step) {
+    for (int step = work.begin; step < end; ++step) {
       CopyAsyncWait<0>();
       __syncthreads();  // this step's keys are here, and the last step's have been used
-      if (step + 1 < item.steps) keys.Load(step + 1);
+      keys.Load(step + 1);
       CopyAsyncCommit();
       if constexpr (Traits::kFp8) keys.Convert(step);
       keys.Place(step + 2);
@@ -47,8 +49,7 @@ class PrefillTile {
       Compute(item, step);
     }
     CopyAsyncWait<0>();
-    Store(item);
-    __syncthreads();  // shared memory is free for the next item
+    PrefillEnd<Traits>(params_, item, shared_).Finish(rows_, work);
   }
 
  private:
@@ -73,33 +74,6 @@ class PrefillTile {
     rows_.Output(Traits::V(shared_, step), s);
   }
 
-  __device__ void Store(const PrefillItem& item) {
-    const int j = threadIdx.x % 4;
-    const float value_scale =
-        Traits::kFp8 && p_.v_scale != nullptr ? __ldg(p_.v_scale + item.kv_head * p_.scale_stride) : 1;
-#pragma unroll
-    for (int m = 0; m < 2; ++m) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float sum;
-        float lse = rows_.Lse(m, half, &sum);
-        const int row = rows_.Row(m, half);
-        if (row >= item.rows) continue;
-        const int token = item.first_token + item.Token(row), head = item.Head(row);
-        const float factor = (sum > 0 ? value_scale / sum : 0) * AddSink(p_, head, lse);
-        const std::int64_t at = token * p_.o_strides.token + head * p_.o_strides.head;
-#pragma unroll
-        for (int i = 0; i < Traits::kColumns; ++i) {
-          StoreOutputPair(p_, at + 8 * i + 2 * j, rows_.o[m][i][2 * half] * factor,
-                          rows_.o[m][i][2 * half + 1] * factor);
-        }
-        if (j == 0 && p_.lse != nullptr) {
-          p_.lse[token * p_.lse_strides.token + head * p_.lse_strides.head] = lse * kLn2;
-        }
-      }
-    }
-  }
-
   const PrefillParams& params_;
   const DecodeParams& p_;
   typename Traits::Shared& shared_;
@@ -113,17 +87,17 @@ __global__ void __launch_bounds__(kPrefillThreads, 2)
   LLMD_DYNAMIC_SHARED(128, char, memory);
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   PlanHeader* header = params.common.workspace.header;
-  const int heads = params.common.heads / params.common.row_tiles, tiles = header->prefill_tiles;
   PrefillTile<Traits> tile(params, shared);
+  if (threadIdx.x == 0) shared.work.Begin(params);
   while (true) {
-    if (threadIdx.x == 0) shared.item = atomicAdd(&header->prefill_next, 1);
     __syncthreads();
-    const int item = shared.item;
-    __syncthreads();
-    if (item >= tiles * heads) break;
-    tile.Run(PrefillItem(params, tiles - 1 - item / heads, item % heads));  // later tiles see more keys
+    const PrefillWork work = shared.work;
+    if (work.tile < 0) break;
+    tile.Run(PrefillItem(params, work.tile, work.head), work);
+    if (threadIdx.x == 0) shared.work.Next(params);
   }
-  if (threadIdx.x == 0 && atomicAdd(&header->prefill_done, 1) == gridDim.x - 1) {
+  if (header->prefill_shares == 0 && threadIdx.x == 0 &&
+      atomicAdd(&header->prefill_done, 1) == gridDim.x - 1) {
     header->prefill_next = header->prefill_done = 0;  // ready for the next launch
   }
   if (params.zero_padding) ZeroRows(params.common, 0, header->tokens);

@@ -64,12 +64,18 @@ struct QueryLoader {
 template <typename Traits>
 class KeyLoader {
  public:
-  __device__ KeyLoader(const DecodeParams& p, const PrefillItem& item, typename Traits::Shared& shared,
-                       std::uint64_t policy)
-      : p_(p), item_(item), shared_(shared), policy_(policy), pages_(PagesOf(p.pages, item.request)) {}
+  // Steps up to `end`.
+  __device__ KeyLoader(const DecodeParams& p, const PrefillItem& item, int end,
+                       typename Traits::Shared& shared, std::uint64_t policy)
+      : p_(p),
+        item_(item),
+        end_(end),
+        shared_(shared),
+        policy_(policy),
+        pages_(PagesOf(p.pages, item.request)) {}
 
   __device__ void Place(int step) {
-    if (threadIdx.x >= kPrefillKeys || step >= item_.steps) return;
+    if (threadIdx.x >= kPrefillKeys || step >= end_) return;
     const int slot = step % kPlaces, key = item_.begin + step * kPrefillKeys + threadIdx.x;
     bool live = key < item_.length && (p_.window <= 0 || key > item_.Position(0) - p_.window);
     std::int64_t k_offset = 0, v_offset = 0;
@@ -91,6 +97,7 @@ class KeyLoader {
   }
 
   __device__ void Load(int step) {
+    if (step >= end_) return;
     const int slot = step % kPlaces, stage = step & 1;
     const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
     const std::uint32_t k = SharedAddress(shared_.k[stage]), v = SharedAddress(shared_.v[stage]);
@@ -163,6 +170,7 @@ class KeyLoader {
 
   const DecodeParams& p_;
   const PrefillItem& item_;
+  const int end_;
   typename Traits::Shared& shared_;
   const std::uint64_t policy_;
   const std::int32_t* pages_;

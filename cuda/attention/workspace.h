@@ -18,6 +18,10 @@ struct Workspace {
   float* partials;        // [slots][kRowTile][D] normalized
   std::int32_t* prefill;  // [batch + 1] prefix sums of row tiles
   std::int64_t slots;
+  PieceStart* prefill_starts;  // [prefill_grid + 1]
+  unsigned* prefill_counters;  // [prefill_grid] parts that have arrived, by the block of an item's first
+  float* prefill_lse;          // [prefill_slots][prefill_rows] base 2
+  float* prefill_partials;     // [prefill_slots][prefill_rows][D] normalized
 };
 
 inline Workspace WorkspaceAt(void* memory, const WorkspaceLayout& layout) {
@@ -31,7 +35,11 @@ inline Workspace WorkspaceAt(void* memory, const WorkspaceLayout& layout) {
           reinterpret_cast<float*>(base + layout.lse),
           reinterpret_cast<float*>(base + layout.partials),
           reinterpret_cast<std::int32_t*>(base + layout.prefill),
-          layout.slots};
+          layout.slots,
+          reinterpret_cast<PieceStart*>(base + layout.prefill_starts),
+          reinterpret_cast<unsigned*>(base + layout.prefill_counters),
+          reinterpret_cast<float*>(base + layout.prefill_lse),
+          reinterpret_cast<float*>(base + layout.prefill_partials)};
 }
 
 #ifdef __CUDACC__

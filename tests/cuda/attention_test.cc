@@ -69,6 +69,37 @@ TEST_F(AttentionTest, PrefillScaleOfAnySign) {
   }
 }
 
+// Few rows over many keys: items are cut, and their parts merged.
+TEST_F(AttentionTest, PrefillOverLongPrefix) {
+  for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+    for (int d : {64, 128}) {
+      const bool sinks = d == 64;
+      Check({.mode = LLMD_PREFILL,
+             .kv_heads = 1,
+             .head_dim = d,
+             .kv_dtype = dtype,
+             .lengths = {1500},
+             .queries = {20},
+             .sinks = sinks});
+      Check({.mode = LLMD_MIXED,
+             .group = 3,
+             .head_dim = d,
+             .kv_dtype = dtype,
+             .lengths = {100, 700, 0, 40, 900, 300},
+             .queries = {1, 45, 1, 40, 3, 1},
+             .sinks = sinks,
+             .lse = sinks});
+    }
+  }
+  const CaseOptions window{
+      .mode = LLMD_PREFILL, .group = 2, .lengths = {1000, 1500}, .queries = {100, 9}, .window = 700};
+  Check(window);
+  CaseOptions fixed = window;
+  fixed.window = 0;
+  fixed.fixed_split = 256;
+  Check(fixed);
+}
+
 TEST_F(AttentionTest, EveryGroupSize) {
   for (int d : {64, 128}) {
     for (llmd_dtype dtype : {LLMD_BF16, LLMD_F16, LLMD_E4M3}) {
@@ -270,7 +301,8 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
   for (const CaseOptions& options :
        {CaseOptions{.kv_heads = 1, .lengths = {9000, 33, 400}},
         CaseOptions{.kv_dtype = LLMD_E4M3, .lengths = {9000, 33, 400}},
-        CaseOptions{.mode = LLMD_PREFILL, .lengths = {600, 33}, .queries = {300, 33}}}) {
+        CaseOptions{.mode = LLMD_PREFILL, .lengths = {600, 33}, .queries = {300, 33}},
+        CaseOptions{.mode = LLMD_PREFILL, .kv_heads = 1, .lengths = {1500, 300}, .queries = {30, 7}}}) {
     AttentionCase problem(options);
     ASSERT_EQ(problem.RunDevice(), LLMD_OK);
     const std::vector<unsigned char> first = problem.DeviceOutput();
@@ -282,8 +314,7 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
 }
 
 // A captured graph stays right when lengths change, and its counters come back to zero every time.
-TEST_F(AttentionTest, GraphReplays) {
-  CaseOptions options{.kv_heads = 1, .lengths = {3000, 500, 70, 1200}};
+void ReplayGraph(const CaseOptions& options, int rounds) {
   AttentionCase problem(options);
   const llmd_attention_backend* cuda = llmd_attention_cuda();
   cudaGraph_t graph;
@@ -294,10 +325,13 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamEndCapture(problem.stream(), &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
   std::mt19937 random(5);
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < rounds; ++round) {
     if (round % 50 == 0) {
       std::vector<int> lengths = options.lengths;
-      for (int& length : lengths) length = static_cast<int>(random() % (length + 1));
+      for (std::size_t b = 0; b < lengths.size(); ++b) {
+        const int least = options.queries.empty() ? 0 : options.queries[b];
+        lengths[b] = least + static_cast<int>(random() % (lengths[b] - least + 1));
+      }
       problem.ChangeLengths(lengths);
       problem.PoisonOutputs();
     }
@@ -310,6 +344,13 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamSynchronize(problem.stream()), cudaSuccess);
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
+}
+
+TEST_F(AttentionTest, GraphReplays) { ReplayGraph({.kv_heads = 1, .lengths = {3000, 500, 70, 1200}}, 1000); }
+
+TEST_F(AttentionTest, PrefillGraphReplays) {
+  ReplayGraph({.mode = LLMD_MIXED, .kv_heads = 1, .lengths = {900, 500, 40, 500}, .queries = {10, 1, 30, 20}},
+              100);
 }
 
 }  // namespace

@@ -21,54 +21,59 @@ class PrefillTile {
   __device__ PrefillTile(const PrefillParams& params, typename Traits::Shared& shared)
       : params_(params), p_(params.common), shared_(shared) {}
 
-  __device__ void Run(const PrefillItem& item, const PrefillWork& work) {
-    const int end = min(work.end, item.steps);
-    KeyLoader<Traits> keys(p_, item, end, shared_, kept_);
-    QueryLoader<Traits>::Load(p_, item, shared_, kept_);
-    CopyAsyncCommit();
-    keys.Place(work.begin);
-    keys.Place(work.begin + 1);
+  // What shared_.work says.
+  __device__ void Run() {
+    const PrefillWork work = shared_.work;
+    if (threadIdx.x < 32) {
+      if (threadIdx.x == 0) shared_.item.Locate(params_, work.tile, work.head);
+      __syncwarp();
+      if (threadIdx.x < kPrefillThreads / 32)
+        shared_.steps[threadIdx.x].Set(params_, shared_.item, threadIdx.x);
+    }
     __syncthreads();
-    keys.Load(work.begin);
+    const int end = min(work.end, shared_.item.steps);
+    KeyLoader<Traits> keys(p_, shared_);
+    QueryLoader<Traits>::Load(params_, shared_);
+    CopyAsyncCommit();
+#pragma unroll 1
+    for (int step = work.begin; step < work.begin + 2; ++step) {
+      keys.Ask(step);
+      keys.Place(step);
+    }
+    keys.Ask(work.begin + 2);
+    __syncthreads();
+    if (work.begin < end) keys.Load(work.begin);
     CopyAsyncCommit();
     if constexpr (Traits::kFp8) {
       CopyAsyncWait<1>();
       QueryLoader<Traits>::Scale(p_, shared_);
       __syncthreads();
     }
-    rows_.Begin(p_, item, shared_);
+    rows_.Begin(p_, shared_);
 #pragma unroll 1
     for (int step = work.begin; step < end; ++step) {
       CopyAsyncWait<0>();
       __syncthreads();  // this step's keys are here, and the last step's have been used
-      keys.Load(step + 1);
+      if (step + 1 < end) keys.Load(step + 1);
       CopyAsyncCommit();
       if constexpr (Traits::kFp8) keys.Convert(step);
       keys.Place(step + 2);
+      keys.Ask(step + 3);
       if constexpr (Traits::kFp8) __syncthreads();
-      Compute(item, step);
+      if (shared_.steps[threadIdx.x / 32].Has(step)) Compute(step);
     }
     CopyAsyncWait<0>();
-    PrefillEnd<Traits>(params_, item, shared_).Finish(rows_, work);
+    PrefillEnd<Traits>(params_, shared_).Finish(rows_);
   }
 
  private:
-  __device__ void Compute(const PrefillItem& item, int step) {
-    const int first_key = item.begin + step * kPrefillKeys, warp_first = threadIdx.x / 32 * 32;
-    if (warp_first >= item.rows) return;
-    const int lowest = item.Position(warp_first),
-              highest = item.Position(min(warp_first + 31, item.rows - 1));
-    if (first_key > highest) return;
-    if (p_.window > 0 && first_key + kPrefillKeys - 1 <= lowest - p_.window) return;
-
+  __device__ void Compute(int step) {
     float s[2][8][4];
     rows_.Scores(SharedAddress(shared_.q), Traits::K(shared_, step), s);
-    const int slot = step % kPlaces;
-    const std::uint64_t live = shared_.live[slot][0] | static_cast<std::uint64_t>(shared_.live[slot][1])
-                                                           << 32;
-    if (first_key + kPrefillKeys - 1 > lowest || live != ~0ull ||
-        (p_.window > 0 && first_key <= highest - p_.window)) {
-      rows_.Mask(item, p_.window, first_key, live, s);
+    if (rows_.SignedScale(p_, shared_) < 0) rows_.Negate(s);
+    const std::uint64_t live = KeyLoader<Traits>::LiveKeys(shared_, step);
+    if (live != ~0ull || !shared_.steps[threadIdx.x / 32].IsOpen(step)) {
+      rows_.Mask(shared_.item, params_, shared_.item.begin + step * kPrefillKeys, live, s);
     }
     rows_.Softmax(s);
     rows_.Output(Traits::V(shared_, step), s);
@@ -77,23 +82,22 @@ class PrefillTile {
   const PrefillParams& params_;
   const DecodeParams& p_;
   typename Traits::Shared& shared_;
-  const std::uint64_t kept_ = EvictLastPolicy();  // keys are read again by other row tiles
   WarpRows<Traits> rows_;
 };
 
 template <typename Traits>
 __global__ void __launch_bounds__(kPrefillThreads, 2)
     PrefillKernel(const __grid_constant__ PrefillParams params) {
-  LLMD_DYNAMIC_SHARED(128, char, memory);
+  LLMD_DYNAMIC_SHARED(256, char, memory);
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   PlanHeader* header = params.common.workspace.header;
   PrefillTile<Traits> tile(params, shared);
   if (threadIdx.x == 0) shared.work.Begin(params);
   while (true) {
     __syncthreads();
-    const PrefillWork work = shared.work;
-    if (work.tile < 0) break;
-    tile.Run(PrefillItem(params, work.tile, work.head), work);
+    if (shared.work.tile < 0) break;
+    tile.Run();
+    __syncthreads();  // all are done with it
     if (threadIdx.x == 0) shared.work.Next(params);
   }
   if (header->prefill_shares == 0 && threadIdx.x == 0 &&

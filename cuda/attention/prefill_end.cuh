@@ -9,10 +9,11 @@ namespace llmd::cuda {
 template <typename Traits>
 class PrefillEnd {
  public:
-  __device__ PrefillEnd(const PrefillParams& params, const PrefillItem& item, typename Traits::Shared& shared)
-      : params_(params), p_(params.common), item_(item), shared_(shared) {}
+  __device__ PrefillEnd(const PrefillParams& params, typename Traits::Shared& shared)
+      : params_(params), p_(params.common), item_(shared.item), shared_(shared) {}
 
-  __device__ void Finish(const WarpRows<Traits>& rows, const PrefillWork& work) {
+  __device__ void Finish(const WarpRows<Traits>& rows) {
+    const PrefillWork work = shared_.work;
     const int j = threadIdx.x % 4, slot = work.Slot(blockIdx.x - work.first_block, params_.grid);
     const float value_scale =
         Traits::kFp8 && p_.v_scale != nullptr ? __ldg(p_.v_scale + item_.kv_head * p_.scale_stride) : 1;
@@ -51,17 +52,18 @@ class PrefillEnd {
     return static_cast<std::int64_t>(slot) * params_.rows_of_part + row;
   }
   __device__ std::int64_t OutputAt(int row) const {
-    return (item_.first_token + item_.Token(row)) * p_.o_strides.token + item_.Head(row) * p_.o_strides.head;
+    return (item_.first_token + item_.Token(params_, row)) * p_.o_strides.token +
+           item_.Head(params_, row) * p_.o_strides.head;
   }
 
   // Adds the sink, writes the row's LSE if asked to, and returns what the row's values are to be multiplied
   // by.
   __device__ float FinishRow(int row, float lse, bool write) const {
-    const int head = item_.Head(row);
+    const int head = item_.Head(params_, row);
     const float factor = AddSink(p_, head, lse);
     if (write && p_.lse != nullptr) {
-      p_.lse[(item_.first_token + item_.Token(row)) * p_.lse_strides.token + head * p_.lse_strides.head] =
-          lse * kLn2;
+      p_.lse[(item_.first_token + item_.Token(params_, row)) * p_.lse_strides.token +
+             head * p_.lse_strides.head] = lse * kLn2;
     }
     return factor;
   }

@@ -12,16 +12,17 @@ struct QueryLoader {
   static constexpr int kChunks = Traits::kRowBytes / 16;
   static constexpr int kRowsPerPass = kPrefillThreads / kChunks;
 
-  __device__ static void Load(const DecodeParams& p, const PrefillItem& item, typename Traits::Shared& shared,
-                              std::uint64_t policy) {
+  __device__ static void Load(const PrefillParams& params, typename Traits::Shared& shared) {
+    const DecodeParams& p = params.common;
+    const PrefillItem& item = shared.item;
     const std::uint32_t base = SharedAddress(shared.q);
     const int chunk = threadIdx.x % kChunks;
 #pragma unroll 4
     for (int row = threadIdx.x / kChunks; row < kPrefillRows; row += kRowsPerPass) {
       const bool live = row < item.rows;
-      const char* source = p.q + 2 * ((item.first_token + item.Token(row)) * p.q_strides.token +
-                                      item.Head(row) * p.q_strides.head);
-      CopyAsync16(base + Traits::Offset(row, chunk), live ? source + chunk * 16 : p.q, live, policy);
+      const char* source = p.q + 2 * ((item.first_token + item.Token(params, row)) * p.q_strides.token +
+                                      item.Head(params, row) * p.q_strides.head);
+      CopyAsync16(base + Traits::Offset(row, chunk), live ? source + chunk * 16 : p.q, live);
     }
   }
 
@@ -59,72 +60,75 @@ struct QueryLoader {
   }
 };
 
-// The keys and values of an item, 64 a step. Their places in the pages are found two steps before the
-// product, and the copies begin one step before it.
+// The keys and values of an item, 64 a step. Page ids are asked for three steps before the product, places
+// noted two steps and copies begun one step before it.
 template <typename Traits>
 class KeyLoader {
  public:
-  // Steps up to `end`.
-  __device__ KeyLoader(const DecodeParams& p, const PrefillItem& item, int end,
-                       typename Traits::Shared& shared, std::uint64_t policy)
-      : p_(p),
-        item_(item),
-        end_(end),
-        shared_(shared),
-        policy_(policy),
-        pages_(PagesOf(p.pages, item.request)) {}
+  __device__ KeyLoader(const DecodeParams& p, typename Traits::Shared& shared) : p_(p), shared_(shared) {}
+
+  // Half of the threads have a key of a step each, the other half a value.
+  __device__ void Ask(int step) {
+    const int key = Key(step);
+    if (Live(key)) id_ = __ldg(shared_.item.pages + p_.page_size.Divide(key));
+  }
 
   __device__ void Place(int step) {
-    if (threadIdx.x >= kPrefillKeys || step >= end_) return;
-    const int slot = step % kPlaces, key = item_.begin + step * kPrefillKeys + threadIdx.x;
-    bool live = key < item_.length && (p_.window <= 0 || key > item_.Position(0) - p_.window);
-    std::int64_t k_offset = 0, v_offset = 0;
+    const int slot = step % kPlaces, key = Key(step);
+    const bool values = threadIdx.x >= kPrefillKeys;
+    bool live = Live(key);
+    std::int64_t place = 0;
     if (live) {
       const int index = p_.page_size.Divide(key), offset = key - index * p_.page_size.divisor();
-      const int id = __ldg(pages_ + index);
-      if (id < 0 || (p_.validate && id >= p_.num_pages)) {
-        if (p_.validate) ReportDataError(p_.workspace.header, LLMD_BAD_PAGE, item_.request, index, id);
+      // Not to be widened before it is used here: that would be waiting for it.
+      const auto id = static_cast<std::uint32_t>(id_);
+      if (id_ < 0 || (p_.validate && id >= p_.num_pages)) {
+        if (p_.validate) {
+          ReportDataError(p_.workspace.header, LLMD_BAD_PAGE, shared_.item.request, index, id_);
+        }
         live = false;
       } else {
-        k_offset = id * p_.k_strides.page + offset * p_.k_strides.token;
-        v_offset = id * p_.v_strides.page + offset * p_.v_strides.token;
+        place = id * (values ? p_.v_strides.page : p_.k_strides.page) +
+                offset * (values ? p_.v_strides.token : p_.k_strides.token);
       }
     }
     const std::uint32_t bits = __ballot_sync(~0u, live);
-    if (threadIdx.x % 32 == 0) shared_.live[slot][threadIdx.x / 32] = bits;
-    shared_.k_offset[slot][threadIdx.x] = k_offset;
-    shared_.v_offset[slot][threadIdx.x] = v_offset;
+    if (threadIdx.x % 32 == 0 && !values) shared_.live[slot][threadIdx.x / 32] = bits;
+    (values ? shared_.place[slot][threadIdx.x - kPrefillKeys].v : shared_.place[slot][threadIdx.x].k) = place;
   }
 
   __device__ void Load(int step) {
-    if (step >= end_) return;
     const int slot = step % kPlaces, stage = step & 1;
-    const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
+    const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks, head = shared_.item.kv_head;
     const std::uint32_t k = SharedAddress(shared_.k[stage]), v = SharedAddress(shared_.v[stage]);
-    const char* k_head = p_.k + item_.kv_head * p_.k_strides.head + chunk * 16;
-    const char* v_head = p_.v + item_.kv_head * p_.v_strides.head + chunk * 16;
-    const std::uint64_t live = shared_.live[slot][0] | static_cast<std::uint64_t>(shared_.live[slot][1])
-                                                           << 32;
+    const char* k_head = p_.k + head * p_.k_strides.head + chunk * 16;
+    const char* v_head = p_.v + head * p_.v_strides.head + chunk * 16;
+    const std::uint64_t live = LiveKeys(shared_, step);
     if (live == ~0ull) {
+      KeyPlace place[kPasses];  // read together, for their latency
 #pragma unroll
-      for (int i = 0; i < kPasses; ++i) {
-        const int row = first + i * kRowsPerPass;
-        CopyAsync16(k + Target(row, chunk), k_head + shared_.k_offset[slot][row], policy_);
-      }
+      for (int i = 0; i < kPasses; ++i) place[i] = shared_.place[slot][first + i * kRowsPerPass];
 #pragma unroll
-      for (int i = 0; i < kPasses; ++i) {
-        const int row = first + i * kRowsPerPass;
-        CopyAsync16(v + Target(row, chunk), v_head + shared_.v_offset[slot][row], policy_);
-      }
+      for (int i = 0; i < kPasses; ++i)
+        CopyAsync16(k + Target(first + i * kRowsPerPass, chunk), k_head + place[i].k);
+#pragma unroll
+      for (int i = 0; i < kPasses; ++i)
+        CopyAsync16(v + Target(first + i * kRowsPerPass, chunk), v_head + place[i].v);
     } else {  // keys that are not live become zeros: 0 * garbage could be NaN
 #pragma unroll 1
       for (int i = 0; i < kPasses; ++i) {
         const int row = first + i * kRowsPerPass;
         const bool use = live >> row & 1;
-        CopyAsync16(k + Target(row, chunk), k_head + shared_.k_offset[slot][row], use, policy_);
-        CopyAsync16(v + Target(row, chunk), v_head + shared_.v_offset[slot][row], use, policy_);
+        const KeyPlace place = shared_.place[slot][row];
+        CopyAsync16(k + Target(row, chunk), k_head + place.k, use);
+        CopyAsync16(v + Target(row, chunk), v_head + place.v, use);
       }
     }
+  }
+
+  __device__ static std::uint64_t LiveKeys(const typename Traits::Shared& shared, int step) {
+    const std::uint32_t(&live)[2] = shared.live[step % kPlaces];
+    return live[0] | static_cast<std::uint64_t>(live[1]) << 32;
   }
 
   // fp8 to halves, once for all warps. A barrier must lie before and after.
@@ -168,12 +172,16 @@ class KeyLoader {
     return Traits::kFp8 ? row * Traits::kCacheRowBytes + chunk * 16 : Traits::Offset(row, chunk);
   }
 
+  __device__ int Key(int step) const {
+    return shared_.item.begin + step * kPrefillKeys + threadIdx.x % kPrefillKeys;
+  }
+  __device__ bool Live(int key) const {
+    return static_cast<unsigned>(key - shared_.item.first_key) < static_cast<unsigned>(shared_.item.keys);
+  }
+
   const DecodeParams& p_;
-  const PrefillItem& item_;
-  const int end_;
   typename Traits::Shared& shared_;
-  const std::uint64_t policy_;
-  const std::int32_t* pages_;
+  int id_ = 0;
 };
 
 }  // namespace llmd::cuda

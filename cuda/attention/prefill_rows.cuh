@@ -6,20 +6,20 @@
 
 namespace llmd::cuda {
 
-// A lane has four rows: r = lane / 4 and r + 8 of two tiles of 16.
+// A lane has four rows: r = lane / 4 and r + 8 of two tiles of 16. Registers are what limits this code: sums
+// take 128 of them, scores 64, so that whatever changes from item to item stays in shared memory.
 template <typename Traits>
 struct WarpRows {
   using Matrix = typename Traits::Matrix;
   static constexpr int kColumns = Traits::kColumns;
+  static constexpr int kTile = 16 * Traits::kRowBytes;  // bytes of 16 rows
 
   float o[2][kColumns][4];
   float max[2][2], sum[2][2];         // max: of unscaled scores; sum: this lane's keys only
   float scale[Traits::kFp8 ? 4 : 1];  // of scores, to base 2; not negative
-  bool negative;                      // scores change their sign first
 
   // In shared memory there are, for fp8, the scales of the rows.
-  __device__ void Begin(const DecodeParams& p, const PrefillItem& item,
-                        const typename Traits::Shared& shared) {
+  __device__ void Begin(const DecodeParams& p, const typename Traits::Shared& shared) {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -31,25 +31,30 @@ struct WarpRows {
       sum[m][0] = sum[m][1] = 0;
     }
     constexpr float kLeast = 1e-30f;  // a masked score, minus infinity, stays that
-    float all = p.scale_log2;
-    if (Traits::kFp8 && p.k_scale != nullptr) all *= __ldg(p.k_scale + item.kv_head * p.scale_stride);
-    negative = all < 0;
+    const float all = fabsf(SignedScale(p, shared));
     if constexpr (Traits::kFp8) {
 #pragma unroll
-      for (int i = 0; i < 4; ++i) scale[i] = fmaxf(fabsf(all) * shared.q_scale[Row(i / 2, i % 2)], kLeast);
+      for (int i = 0; i < 4; ++i) scale[i] = fmaxf(all * shared.q_scale[Row(i / 2, i % 2)], kLeast);
     } else {
-      scale[0] = fmaxf(fabsf(all), kLeast);
+      scale[0] = fmaxf(all, kLeast);
     }
   }
 
+  __device__ static float SignedScale(const DecodeParams& p, const typename Traits::Shared& shared) {
+    if (!Traits::kFp8 || p.k_scale == nullptr) return p.scale_log2;
+    return p.scale_log2 * __ldg(p.k_scale + shared.item.kv_head * p.scale_stride);
+  }
   __device__ static int Row(int m, int half) {
     return threadIdx.x / 32 * 32 + 16 * m + 8 * half + threadIdx.x % 32 / 4;
   }
   __device__ float Scale(int m, int half) const { return scale[Traits::kFp8 ? 2 * m + half : 0]; }
 
-  // S = Q K^T, before scaling.
-  __device__ void Scores(std::uint32_t q, std::uint32_t k, float (&s)[2][8][4]) const {
+  // S = Q K^T, before scaling. Fragments are asked for two groups of four products ahead.
+  __device__ static void Scores(std::uint32_t q, std::uint32_t k, float (&s)[2][8][4]) {
+    constexpr int kSteps = Traits::D / 16, kGroups = 4 * kSteps, kAhead = 2;
     const int lane = threadIdx.x % 32;
+    q += Traits::Offset(threadIdx.x / 32 * 32 + (lane & 15), lane >> 4);
+    k += Traits::Offset((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -58,44 +63,45 @@ struct WarpRows {
         for (int e = 0; e < 4; ++e) s[m][n][e] = 0;
       }
     }
-    const int q_row = threadIdx.x / 32 * 32 + (lane & 15), k_row = (lane & 7) + (lane >> 4) * 8;
+    std::uint32_t a[2][2][4], b[kAhead + 1][4];
 #pragma unroll
-    for (int i = 0; i < Traits::D / 16; ++i) {
-      std::uint32_t a[2][4];
+    for (int m = 0; m < 2; ++m) LoadMatrix4(a[0][m], q + m * kTile);
 #pragma unroll
-      for (int m = 0; m < 2; ++m) LoadMatrix4(a[m], q + Traits::Offset(q_row + 16 * m, 2 * i + (lane >> 4)));
+    for (int g = 0; g < kAhead; ++g) LoadMatrix4(b[g], Chunks(k, 2 * (g / 4)) + g % 4 * kTile);
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        std::uint32_t b[4];
-        LoadMatrix4(b, k + Traits::Offset(k_row + 16 * n, 2 * i + (lane >> 3 & 1)));
-#pragma unroll
-        for (int m = 0; m < 2; ++m) {
-          MatrixMultiplyAdd<Matrix>(s[m][2 * n], a[m], b[0], b[1]);
-          MatrixMultiplyAdd<Matrix>(s[m][2 * n + 1], a[m], b[2], b[3]);
-        }
-      }
-    }
-    if (negative) {
+    for (int g = 0; g < kGroups; ++g) {
+      const int i = g / 4, n = g % 4, next = g + kAhead;
+      if (next < kGroups) LoadMatrix4(b[next % (kAhead + 1)], Chunks(k, 2 * (next / 4)) + next % 4 * kTile);
+      if (n < 2 && i + 1 < kSteps) LoadMatrix4(a[(i + 1) % 2][n], Chunks(q, 2 * (i + 1)) + n * kTile);
+      const std::uint32_t(&now)[4] = b[g % (kAhead + 1)];
 #pragma unroll
       for (int m = 0; m < 2; ++m) {
+        MatrixMultiplyAdd<Matrix>(s[m][2 * n], a[i % 2][m], now[0], now[1]);
+        MatrixMultiplyAdd<Matrix>(s[m][2 * n + 1], a[i % 2][m], now[2], now[3]);
+      }
+    }
+  }
+
+  __device__ static void Negate(float (&s)[2][8][4]) {
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
+    for (int m = 0; m < 2; ++m) {
 #pragma unroll
-          for (int e = 0; e < 4; ++e) s[m][n][e] = -s[m][n][e];
-        }
+      for (int n = 0; n < 8; ++n) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) s[m][n][e] = -s[m][n][e];
       }
     }
   }
 
   // Masks what a row does not see. `live`: a bit a key of the step; keys begin at first_key.
-  __device__ static void Mask(const PrefillItem& item, int window, int first_key, std::uint64_t live,
-                              float (&s)[2][8][4]) {
-    const int j = threadIdx.x % 4;
+  __device__ static void Mask(const PrefillItem& item, const PrefillParams& params, int first_key,
+                              std::uint64_t live, float (&s)[2][8][4]) {
+    const int j = threadIdx.x % 4, window = params.common.window;
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int last = item.Position(Row(m, half)) - first_key;  // the last visible key
+        const int last = item.Position(params, Row(m, half)) - first_key;  // the last visible key
         std::uint64_t seen = last < 0 ? 0 : last >= 63 ? live : live & ((2ull << last) - 1);
         if (window > 0 && last >= window) seen &= last - window >= 63 ? 0 : ~0ull << (last - window + 1);
         seen >>= 2 * j;
@@ -112,8 +118,10 @@ struct WarpRows {
     }
   }
 
-  // Scores to probabilities; rescales what was summed before.
+  // Scores to probabilities; rescales what was summed before where a row's maximum has grown by so much that
+  // probabilities could leave the range of halves.
   __device__ void Softmax(float (&s)[2][8][4]) {
+    constexpr float kGrowth = 8;  // to base 2
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -124,9 +132,10 @@ struct WarpRows {
         for (int n = 0; n < 8; ++n) greatest = fmaxf(greatest, fmaxf(s[m][n][e], s[m][n][e + 1]));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
-        if (__any_sync(~0u, greatest > max[m][half])) {
-          const float updated = fmaxf(max[m][half], greatest);
-          const float factor = updated == -INFINITY ? 1 : Exp2((max[m][half] - updated) * Scale(m, half));
+        const bool grows = (greatest - max[m][half]) * Scale(m, half) > kGrowth;
+        if (__any_sync(~0u, grows)) {
+          const float updated = grows ? greatest : max[m][half];
+          const float factor = grows ? Exp2((max[m][half] - updated) * Scale(m, half)) : 1;
           max[m][half] = updated;
           sum[m][half] *= factor;
 #pragma unroll
@@ -148,26 +157,32 @@ struct WarpRows {
 
   // O += P V.
   __device__ void Output(std::uint32_t v, const float (&s)[2][8][4]) {
-    const int lane = threadIdx.x % 32, row = lane & 15;
+    constexpr int kPairs = kColumns / 2, kGroups = 4 * kPairs, kAhead = 2;
+    const int lane = threadIdx.x % 32;
+    v += Traits::Offset(lane & 15, lane >> 4);
+    std::uint32_t a[2][4], b[kAhead + 1][4];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      std::uint32_t a[2][4];
+    for (int g = 0; g < kAhead; ++g) LoadMatrix4Transposed(b[g], Chunks(v, 2 * g));
 #pragma unroll
-      for (int m = 0; m < 2; ++m) {
-        a[m][0] = Pack<Matrix>(s[m][2 * i][0], s[m][2 * i][1]);
-        a[m][1] = Pack<Matrix>(s[m][2 * i][2], s[m][2 * i][3]);
-        a[m][2] = Pack<Matrix>(s[m][2 * i + 1][0], s[m][2 * i + 1][1]);
-        a[m][3] = Pack<Matrix>(s[m][2 * i + 1][2], s[m][2 * i + 1][3]);
+    for (int g = 0; g < kGroups; ++g) {
+      const int i = g / kPairs, n = g % kPairs, next = g + kAhead;
+      if (next < kGroups) {
+        LoadMatrix4Transposed(b[next % (kAhead + 1)], Chunks(v, 2 * (next % kPairs)) + next / kPairs * kTile);
       }
-#pragma unroll
-      for (int n = 0; n < kColumns / 2; ++n) {
-        std::uint32_t b[4];
-        LoadMatrix4Transposed(b, v + Traits::Offset(row + 16 * i, 2 * n + (lane >> 4)));
+      if (n == 0) {
 #pragma unroll
         for (int m = 0; m < 2; ++m) {
-          MatrixMultiplyAdd<Matrix>(o[m][2 * n], a[m], b[0], b[1]);
-          MatrixMultiplyAdd<Matrix>(o[m][2 * n + 1], a[m], b[2], b[3]);
+          a[m][0] = Pack<Matrix>(s[m][2 * i][0], s[m][2 * i][1]);
+          a[m][1] = Pack<Matrix>(s[m][2 * i][2], s[m][2 * i][3]);
+          a[m][2] = Pack<Matrix>(s[m][2 * i + 1][0], s[m][2 * i + 1][1]);
+          a[m][3] = Pack<Matrix>(s[m][2 * i + 1][2], s[m][2 * i + 1][3]);
         }
+      }
+      const std::uint32_t(&now)[4] = b[g % (kAhead + 1)];
+#pragma unroll
+      for (int m = 0; m < 2; ++m) {
+        MatrixMultiplyAdd<Matrix>(o[m][2 * n], a[m], now[0], now[1]);
+        MatrixMultiplyAdd<Matrix>(o[m][2 * n + 1], a[m], now[2], now[3]);
       }
     }
   }
@@ -180,6 +195,11 @@ struct WarpRows {
     *all = total;
     return total > 0 ? max[m][half] * Scale(m, half) + Log2(total) : -INFINITY;
   }
+
+ private:
+  // The address of a row's chunk `chunk` (even) further on, from one of its first two: tiles begin where the
+  // swizzled bits are zero.
+  __device__ static std::uint32_t Chunks(std::uint32_t address, int chunk) { return address ^ (chunk << 4); }
 };
 
 }  // namespace llmd::cuda

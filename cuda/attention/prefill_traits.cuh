@@ -83,6 +83,73 @@ struct PrefillWork {
   }
 };
 
+// 128 rows of a request and a KV head. Row r is a token and a query head: token r / G, head r % G of the
+// group.
+struct PrefillItem {
+  int kv_head, request, first_row, first_token, rows;
+  int before;           // keys before the first token's; negative for tokens without keys
+  int begin, steps;     // keys begin + 64 * step
+  int first_key, keys;  // of those, the ones that exist and that some row sees
+  const std::int32_t* pages;
+
+  __device__ void Locate(const PrefillParams& params, int tile, int head) {
+    const DecodeParams& p = params.common;
+    kv_head = head;
+    request = LastAtOrBefore(p.workspace.prefill, 0, p.batch, tile);
+    first_row = (tile - p.workspace.prefill[request]) * kPrefillRows;
+    first_token = p.q_start[request];
+    const int tokens = p.q_start[request + 1] - first_token;
+    rows = min(kPrefillRows, tokens * p.group - first_row);
+    const int length = p.workspace.lengths[request];
+    before = length - tokens;
+    begin = FirstTileKey(Position(params, 0), p.window);
+    steps = TileSteps(Position(params, 0), Position(params, rows - 1), p.window);
+    first_key = p.window > 0 ? max(begin, Position(params, 0) - p.window + 1) : 0;
+    keys = max(0, min(length, begin + steps * kPrefillKeys) - first_key);
+    pages = PagesOf(p.pages, request);
+  }
+
+  __device__ int Token(const PrefillParams& params, int row) const {  // of the request
+    return params.group.Divide(first_row + row);
+  }
+  __device__ int Head(const PrefillParams& params, int row) const {
+    return (kv_head - Token(params, row)) * params.group.divisor() + first_row + row;
+  }
+  __device__ int Position(const PrefillParams& params, int row) const { return before + Token(params, row); }
+};
+
+// The steps that concern a warp's rows, `count` from `first` on; but for the `open_count` from `open` on,
+// some of their keys are hidden from some of the rows.
+struct alignas(16) WarpSteps {
+  int first, count, open, open_count;
+
+  __device__ void Set(const PrefillParams& params, const PrefillItem& item, int warp) {
+    const int window = params.common.window, row = 32 * warp;
+    first = count = open = open_count = 0;
+    if (row >= item.rows) return;
+    const int lowest = item.Position(params, row) - item.begin;
+    const int highest = item.Position(params, min(row + 31, item.rows - 1)) - item.begin;
+    if (highest < 0) return;
+    if (window > 0) {
+      first = max(lowest - window + 1, 0) / kPrefillKeys;
+      open = CeilDivide(max(highest - window + 1, 0), kPrefillKeys);
+    }
+    count = highest / kPrefillKeys + 1 - first;
+    open_count = max((lowest + 1) / kPrefillKeys - open, 0);
+  }
+  __device__ bool Has(int step) const {
+    return static_cast<unsigned>(step - first) < static_cast<unsigned>(count);
+  }
+  __device__ bool IsOpen(int step) const {
+    return static_cast<unsigned>(step - open) < static_cast<unsigned>(open_count);
+  }
+};
+
+// Where a key is: bytes from the first one of its head.
+struct alignas(16) KeyPlace {
+  std::int64_t k, v;
+};
+
 // Cache is __nv_bfloat16, __half or __nv_fp8_e4m3; fp8 is multiplied as halves.
 template <typename Cache, int D_>
 struct PrefillTraits {
@@ -95,15 +162,17 @@ struct PrefillTraits {
   static constexpr int kRowBytes = 2 * D;  // of what is multiplied
   static constexpr int kTileBytes = kPrefillKeys * kRowBytes;
 
-  struct Shared {
-    alignas(128) char q[kPrefillRows * kRowBytes];
+  // Matrix rows begin at multiples of 256 bytes, see WarpRows.
+  struct alignas(256) Shared {
+    char q[kPrefillRows * kRowBytes];
     char k[2][kCacheTileBytes];
     char v[2][kCacheTileBytes];
-    char halves[kFp8 ? 2 * kTileBytes : 16];       // K and V of a step, from fp8
-    std::int64_t k_offset[kPlaces][kPrefillKeys];  // bytes from the head's first element
-    std::int64_t v_offset[kPlaces][kPrefillKeys];
+    char halves[kFp8 ? 2 * kTileBytes : 16];  // K and V of a step, from fp8
+    KeyPlace place[kPlaces][kPrefillKeys];
     std::uint32_t live[kPlaces][2];          // a bit a key: may be read
     float q_scale[kFp8 ? kPrefillRows : 1];  // what a row of q was divided by
+    WarpSteps steps[kPrefillThreads / 32];
+    PrefillItem item;
     PrefillWork work;
     bool arrived_last;
   };
@@ -118,34 +187,6 @@ struct PrefillTraits {
   __device__ static std::uint32_t V(const Shared& shared, int step) {
     return SharedAddress(kFp8 ? shared.halves + kTileBytes : shared.v[step & 1]);
   }
-};
-
-// 128 rows of a request and a KV head. Row r is a token and a query head: token r / G, head r % G of the
-// group.
-struct PrefillItem {
-  int kv_head, request, first_row, first_token, tokens, rows, length;
-  int begin, steps;  // keys begin + 64 * step
-
-  __device__ PrefillItem(const PrefillParams& params, int tile, int kv_head_)
-      : kv_head(kv_head_), group_(params.group) {
-    const DecodeParams& p = params.common;
-    const int low = LastAtOrBefore(p.workspace.prefill, 0, p.batch, tile);
-    request = low;
-    first_row = (tile - p.workspace.prefill[low]) * kPrefillRows;
-    first_token = p.q_start[low];
-    tokens = p.q_start[low + 1] - first_token;
-    rows = min(kPrefillRows, tokens * p.group - first_row);
-    length = p.workspace.lengths[low];
-    begin = FirstTileKey(Position(0), p.window);
-    steps = TileSteps(Position(0), Position(rows - 1), p.window);
-  }
-
-  __device__ int Token(int row) const { return group_.Divide(first_row + row); }  // of the request
-  __device__ int Head(int row) const { return (kv_head - Token(row)) * group_.divisor() + first_row + row; }
-  __device__ int Position(int row) const { return length - tokens + Token(row); }
-
- private:
-  const FastDivide& group_;
 };
 
 }  // namespace llmd::cuda

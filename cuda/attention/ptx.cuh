@@ -41,6 +41,14 @@ __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* gl
                "l"(policy)
                : "memory");
 }
+// The same without a policy.
+__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(live ? 16 : 0)
+               : "memory");
+}
+__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
+}
 __device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ __forceinline__ void CopyAsyncWait() {

@@ -27,6 +27,12 @@ inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t,
                         Site site = Site::current()) {
   emulator::CopyAsync(shared, global, true, site);
 }
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, Site site = Site::current()) {
+  emulator::CopyAsync(shared, global, live, site);
+}
+inline void CopyAsync16(std::uint32_t shared, const void* global, Site site = Site::current()) {
+  emulator::CopyAsync(shared, global, true, site);
+}
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
 template <int kPending>
 void CopyAsyncWait() {

@@ -19,7 +19,7 @@ template <typename Traits>
 class PrefillTile {
  public:
   __device__ PrefillTile(const PrefillParams& params, typename Traits::Shared& shared)
-      : params_(params), p_(params.common), shared_(shared) {}
+      : params_(params), p_(params.common), shared_(shared), base_(Kept(SharedAddress(&shared))) {}
 
   // What shared_.work says.
   __device__ void Run() {
@@ -32,15 +32,12 @@ class PrefillTile {
     }
     __syncthreads();
     const int end = min(work.end, shared_.item.steps);
-    KeyLoader<Traits> keys(p_, shared_);
+    KeyLoader<Traits> keys(p_, shared_, base_);
     QueryLoader<Traits>::Load(params_, shared_);
     CopyAsyncCommit();
-#pragma unroll 1
-    for (int step = work.begin; step < work.begin + 2; ++step) {
-      keys.Ask(step);
-      keys.Place(step);
-    }
-    keys.Ask(work.begin + 2);
+    keys.Begin(work.begin);
+    keys.Note(work.begin);
+    keys.Note(work.begin + 1);
     __syncthreads();
     if (work.begin < end) keys.Load(work.begin);
     CopyAsyncCommit();
@@ -57,31 +54,33 @@ class PrefillTile {
       if (step + 1 < end) keys.Load(step + 1);
       CopyAsyncCommit();
       if constexpr (Traits::kFp8) keys.Convert(step);
-      keys.Place(step + 2);
-      keys.Ask(step + 3);
+      keys.Note(step + 2);
       if constexpr (Traits::kFp8) __syncthreads();
-      if (shared_.steps[threadIdx.x / 32].Has(step)) Compute(step);
+      const WarpSteps steps = Traits::Steps(base_);
+      if (steps.Has(step)) Compute(step, steps.IsOpen(step));
     }
     CopyAsyncWait<0>();
     PrefillEnd<Traits>(params_, shared_).Finish(rows_);
   }
 
  private:
-  __device__ void Compute(int step) {
+  // `open`: without keys that are hidden from some rows only.
+  __device__ void Compute(int step, bool open) {
     float s[2][8][4];
-    rows_.Scores(SharedAddress(shared_.q), Traits::K(shared_, step), s);
+    rows_.Scores(base_ + Traits::kQ, base_ + Traits::K(step), s);
     if (rows_.SignedScale(p_, shared_) < 0) rows_.Negate(s);
-    const std::uint64_t live = KeyLoader<Traits>::LiveKeys(shared_, step);
-    if (live != ~0ull || !shared_.steps[threadIdx.x / 32].IsOpen(step)) {
-      rows_.Mask(shared_.item, params_, shared_.item.begin + step * kPrefillKeys, live, s);
+    const std::uint64_t live = Traits::Live(base_, step);
+    if (!open || live != ~0ull) {
+      rows_.Mask(shared_.item, params_, shared_.item.keys.begin + step * kPrefillKeys, live, s);
     }
     rows_.Softmax(s);
-    rows_.Output(Traits::V(shared_, step), s);
+    rows_.Output(base_ + Traits::V(step), s);
   }
 
   const PrefillParams& params_;
   const DecodeParams& p_;
   typename Traits::Shared& shared_;
+  const std::uint32_t base_;  // its address
   WarpRows<Traits> rows_;
 };
 

@@ -60,24 +60,30 @@ struct QueryLoader {
   }
 };
 
-// The keys and values of an item, 64 a step. Page ids are asked for three steps before the product, places
+// The keys and values of an item, 64 a step. Page ids are asked for three steps before the product, rows
 // noted two steps and copies begun one step before it.
 template <typename Traits>
 class KeyLoader {
  public:
-  __device__ KeyLoader(const DecodeParams& p, typename Traits::Shared& shared) : p_(p), shared_(shared) {}
+  // `base`: the address of `shared`.
+  __device__ KeyLoader(const DecodeParams& p, typename Traits::Shared& shared, std::uint32_t base)
+      : p_(p), shared_(shared), base_(base) {}
 
-  // Half of the threads have a key of a step each, the other half a value.
-  __device__ void Ask(int step) {
-    const int key = Key(step);
-    if (Live(key)) id_ = __ldg(shared_.item.pages + p_.page_size.Divide(key));
+  // Asks for the page ids of the first step.
+  __device__ void Begin(int step) {
+    const PrefillItem::Keys keys = ItemKeys();
+    Ask(keys, KeyOf(keys, step));
   }
 
-  __device__ void Place(int step) {
-    const int slot = step % kPlaces, key = Key(step);
+  // Notes a step's rows and asks for the page ids of the next one. Half of the threads have a key each, the
+  // other half a value.
+  __device__ void Note(int step) {
+    const PrefillItem::Keys keys = ItemKeys();
+    const int key = KeyOf(keys, step);
     const bool values = threadIdx.x >= kPrefillKeys;
-    bool live = Live(key);
-    std::int64_t place = 0;
+    const llmd_kv_strides& strides = values ? p_.v_strides : p_.k_strides;
+    bool live = IsLive(keys, key);
+    const char* row = p_.k;
     if (live) {
       const int index = p_.page_size.Divide(key), offset = key - index * p_.page_size.divisor();
       // Not to be widened before it is used here: that would be waiting for it.
@@ -88,56 +94,49 @@ class KeyLoader {
         }
         live = false;
       } else {
-        place = id * (values ? p_.v_strides.page : p_.k_strides.page) +
-                offset * (values ? p_.v_strides.token : p_.k_strides.token);
+        row = (values ? shared_.item.v : shared_.item.k) + (id * strides.page + offset * strides.token);
       }
     }
     const std::uint32_t bits = __ballot_sync(~0u, live);
-    if (threadIdx.x % 32 == 0 && !values) shared_.live[slot][threadIdx.x / 32] = bits;
-    (values ? shared_.place[slot][threadIdx.x - kPrefillKeys].v : shared_.place[slot][threadIdx.x].k) = place;
+    if (threadIdx.x % 32 == 0 && !values) shared_.live[step % kPlaces][threadIdx.x / 32] = bits;
+    StoreShared8(base_ + Traits::Rows(step) + threadIdx.x % kPrefillKeys * 16 + (values ? 8 : 0),
+                 reinterpret_cast<std::uint64_t>(row));
+    Ask(keys, key + kPrefillKeys);
   }
 
   __device__ void Load(int step) {
-    const int slot = step % kPlaces, stage = step & 1;
-    const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks, head = shared_.item.kv_head;
-    const std::uint32_t k = SharedAddress(shared_.k[stage]), v = SharedAddress(shared_.v[stage]);
-    const char* k_head = p_.k + head * p_.k_strides.head + chunk * 16;
-    const char* v_head = p_.v + head * p_.v_strides.head + chunk * 16;
-    const std::uint64_t live = LiveKeys(shared_, step);
+    const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
+    const std::uint32_t k = base_ + Traits::CachedK(step), v = base_ + Traits::CachedV(step);
+    const std::uint32_t from = base_ + Traits::Rows(step) + first * 16;
+    const std::uint64_t live = Traits::Live(base_, step);
+    std::uint32_t row[kPasses][4];  // read together, for their latency
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) LoadShared16(row[i], from + i * kRowsPerPass * 16);
     if (live == ~0ull) {
-      KeyPlace place[kPasses];  // read together, for their latency
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i) place[i] = shared_.place[slot][first + i * kRowsPerPass];
 #pragma unroll
       for (int i = 0; i < kPasses; ++i)
-        CopyAsync16(k + Target(first + i * kRowsPerPass, chunk), k_head + place[i].k);
+        CopyAsync16(k + Target(first + i * kRowsPerPass, chunk), Pointer(row[i][0], row[i][1]) + chunk * 16);
 #pragma unroll
       for (int i = 0; i < kPasses; ++i)
-        CopyAsync16(v + Target(first + i * kRowsPerPass, chunk), v_head + place[i].v);
+        CopyAsync16(v + Target(first + i * kRowsPerPass, chunk), Pointer(row[i][2], row[i][3]) + chunk * 16);
     } else {  // keys that are not live become zeros: 0 * garbage could be NaN
-#pragma unroll 1
+#pragma unroll
       for (int i = 0; i < kPasses; ++i) {
-        const int row = first + i * kRowsPerPass;
-        const bool use = live >> row & 1;
-        const KeyPlace place = shared_.place[slot][row];
-        CopyAsync16(k + Target(row, chunk), k_head + place.k, use);
-        CopyAsync16(v + Target(row, chunk), v_head + place.v, use);
+        const int target = Target(first + i * kRowsPerPass, chunk);
+        const bool use = live >> (first + i * kRowsPerPass) & 1;
+        CopyAsync16(k + target, Pointer(row[i][0], row[i][1]) + chunk * 16, use);
+        CopyAsync16(v + target, Pointer(row[i][2], row[i][3]) + chunk * 16, use);
       }
     }
-  }
-
-  __device__ static std::uint64_t LiveKeys(const typename Traits::Shared& shared, int step) {
-    const std::uint32_t(&live)[2] = shared.live[step % kPlaces];
-    return live[0] | static_cast<std::uint64_t>(live[1]) << 32;
   }
 
   // fp8 to halves, once for all warps. A barrier must lie before and after.
   __device__ void Convert(int step) {
-    const char* source[2] = {shared_.k[step & 1], shared_.v[step & 1]};
+    const std::uint32_t source[2] = {base_ + Traits::CachedK(step), base_ + Traits::CachedV(step)};
+    const std::uint32_t target[2] = {base_ + Traits::K(step), base_ + Traits::V(step)};
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
-      const std::uint32_t from = SharedAddress(source[part]);
-      const std::uint32_t to = SharedAddress(shared_.halves + part * Traits::kTileBytes);
+      const std::uint32_t from = source[part], to = target[part];
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
         const int row = threadIdx.x / kChunks + i * kRowsPerPass, chunk = threadIdx.x % kChunks;
@@ -172,15 +171,27 @@ class KeyLoader {
     return Traits::kFp8 ? row * Traits::kCacheRowBytes + chunk * 16 : Traits::Offset(row, chunk);
   }
 
-  __device__ int Key(int step) const {
-    return shared_.item.begin + step * kPrefillKeys + threadIdx.x % kPrefillKeys;
+  __device__ PrefillItem::Keys ItemKeys() const {
+    std::uint32_t words[4];
+    LoadShared16(words, base_ + Traits::kItemKeys);
+    return {static_cast<int>(words[0]), static_cast<int>(words[1]), static_cast<int>(words[2]), 0};
   }
-  __device__ bool Live(int key) const {
-    return static_cast<unsigned>(key - shared_.item.first_key) < static_cast<unsigned>(shared_.item.keys);
+  __device__ static int KeyOf(const PrefillItem::Keys& keys, int step) {
+    return keys.begin + step * kPrefillKeys + threadIdx.x % kPrefillKeys;
+  }
+  __device__ static bool IsLive(const PrefillItem::Keys& keys, int key) {
+    return static_cast<unsigned>(key - keys.first) < static_cast<unsigned>(keys.count);
+  }
+  __device__ void Ask(const PrefillItem::Keys& keys, int key) {
+    if (IsLive(keys, key)) id_ = __ldg(shared_.item.pages + p_.page_size.Divide(key));
+  }
+  __device__ static const char* Pointer(std::uint32_t low, std::uint32_t high) {
+    return reinterpret_cast<const char*>(low | static_cast<std::uint64_t>(high) << 32);
   }
 
   const DecodeParams& p_;
   typename Traits::Shared& shared_;
+  const std::uint32_t base_;
   int id_ = 0;
 };
 

@@ -2,6 +2,7 @@
 #ifndef LLMD_CUDA_ATTENTION_PREFILL_TRAITS_CUH_
 #define LLMD_CUDA_ATTENTION_PREFILL_TRAITS_CUH_
 
+#include <cstddef>
 #include <type_traits>
 
 #include "cuda/attention/prefill_params.h"
@@ -11,7 +12,7 @@
 namespace llmd::cuda {
 
 inline constexpr int kPrefillThreads = 128;
-inline constexpr int kPlaces = 3;  // steps whose keys' places are known
+inline constexpr int kPlaces = 4;  // steps whose keys' places are known
 
 // What a block does next: steps begin to `end`, or to the item's end, of a tile and KV head. A cut item has
 // several parts. Its first is the last thing that its block does, and has slot grid + block in the workspace;
@@ -85,12 +86,17 @@ struct PrefillWork {
 
 // 128 rows of a request and a KV head. Row r is a token and a query head: token r / G, head r % G of the
 // group.
-struct PrefillItem {
-  int kv_head, request, first_row, first_token, rows;
-  int before;           // keys before the first token's; negative for tokens without keys
-  int begin, steps;     // keys begin + 64 * step
-  int first_key, keys;  // of those, the ones that exist and that some row sees
+struct alignas(16) PrefillItem {
+  struct alignas(16) Keys {
+    int begin;         // keys begin + 64 * step
+    int first, count;  // of those, the ones that exist and that some row sees
+    int unused;
+  } keys;
   const std::int32_t* pages;
+  const char* k;  // the KV head's first element
+  const char* v;
+  int kv_head, request, first_row, first_token, rows, steps;
+  int before;  // keys before the first token's; negative for tokens without keys
 
   __device__ void Locate(const PrefillParams& params, int tile, int head) {
     const DecodeParams& p = params.common;
@@ -102,11 +108,14 @@ struct PrefillItem {
     rows = min(kPrefillRows, tokens * p.group - first_row);
     const int length = p.workspace.lengths[request];
     before = length - tokens;
-    begin = FirstTileKey(Position(params, 0), p.window);
-    steps = TileSteps(Position(params, 0), Position(params, rows - 1), p.window);
-    first_key = p.window > 0 ? max(begin, Position(params, 0) - p.window + 1) : 0;
-    keys = max(0, min(length, begin + steps * kPrefillKeys) - first_key);
+    const int first = Position(params, 0), last = Position(params, rows - 1);
+    steps = TileSteps(first, last, p.window);
+    keys.begin = FirstTileKey(first, p.window);
+    keys.first = p.window > 0 ? max(keys.begin, first - p.window + 1) : 0;
+    keys.count = max(0, min(length - keys.begin, steps * kPrefillKeys) + keys.begin - keys.first);
     pages = PagesOf(p.pages, request);
+    k = p.k + kv_head * p.k_strides.head;
+    v = p.v + kv_head * p.v_strides.head;
   }
 
   __device__ int Token(const PrefillParams& params, int row) const {  // of the request
@@ -127,8 +136,8 @@ struct alignas(16) WarpSteps {
     const int window = params.common.window, row = 32 * warp;
     first = count = open = open_count = 0;
     if (row >= item.rows) return;
-    const int lowest = item.Position(params, row) - item.begin;
-    const int highest = item.Position(params, min(row + 31, item.rows - 1)) - item.begin;
+    const int lowest = item.Position(params, row) - item.keys.begin;
+    const int highest = item.Position(params, min(row + 31, item.rows - 1)) - item.keys.begin;
     if (highest < 0) return;
     if (window > 0) {
       first = max(lowest - window + 1, 0) / kPrefillKeys;
@@ -143,11 +152,6 @@ struct alignas(16) WarpSteps {
   __device__ bool IsOpen(int step) const {
     return static_cast<unsigned>(step - open) < static_cast<unsigned>(open_count);
   }
-};
-
-// Where a key is: bytes from the first one of its head.
-struct alignas(16) KeyPlace {
-  std::int64_t k, v;
 };
 
 // Cache is __nv_bfloat16, __half or __nv_fp8_e4m3; fp8 is multiplied as halves.
@@ -167,10 +171,10 @@ struct PrefillTraits {
     char q[kPrefillRows * kRowBytes];
     char k[2][kCacheTileBytes];
     char v[2][kCacheTileBytes];
-    char halves[kFp8 ? 2 * kTileBytes : 16];  // K and V of a step, from fp8
-    KeyPlace place[kPlaces][kPrefillKeys];
-    std::uint32_t live[kPlaces][2];          // a bit a key: may be read
-    float q_scale[kFp8 ? kPrefillRows : 1];  // what a row of q was divided by
+    char halves[kFp8 ? 2 * kTileBytes : 16];     // K and V of a step, from fp8
+    const char* rows[kPlaces][kPrefillKeys][2];  // where a key and its value are
+    std::uint32_t live[kPlaces][2];              // a bit a key: may be read
+    float q_scale[kFp8 ? kPrefillRows : 1];      // what a row of q was divided by
     WarpSteps steps[kPrefillThreads / 32];
     PrefillItem item;
     PrefillWork work;
@@ -180,12 +184,26 @@ struct PrefillTraits {
   // Rows of 16-bit elements are stored so that the lanes of a matrix load meet in no bank.
   __device__ static int Offset(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
 
-  // What the matrix loads of a step read.
-  __device__ static std::uint32_t K(const Shared& shared, int step) {
-    return SharedAddress(kFp8 ? shared.halves : shared.k[step & 1]);
+  // What the loop reads, from the address of shared memory, which is kept in a register.
+  static constexpr int kQ = offsetof(Shared, q), kItemKeys = offsetof(Shared, item.keys),
+                       kPages = offsetof(Shared, item.pages);
+  __device__ static int CachedK(int step) { return offsetof(Shared, k) + (step & 1) * kCacheTileBytes; }
+  __device__ static int CachedV(int step) { return offsetof(Shared, v) + (step & 1) * kCacheTileBytes; }
+  __device__ static int K(int step) { return kFp8 ? offsetof(Shared, halves) : CachedK(step); }
+  __device__ static int V(int step) { return kFp8 ? offsetof(Shared, halves) + kTileBytes : CachedV(step); }
+  __device__ static int Rows(int step) {
+    return offsetof(Shared, rows) + step % kPlaces * static_cast<int>(sizeof(Shared::rows[0]));
   }
-  __device__ static std::uint32_t V(const Shared& shared, int step) {
-    return SharedAddress(kFp8 ? shared.halves + kTileBytes : shared.v[step & 1]);
+  __device__ static std::uint64_t Live(std::uint32_t base, int step) {
+    std::uint32_t live[2];
+    LoadShared8(live, base + offsetof(Shared, live) + step % kPlaces * 8);
+    return live[0] | static_cast<std::uint64_t>(live[1]) << 32;
+  }
+  __device__ static WarpSteps Steps(std::uint32_t base) {
+    std::uint32_t words[4];
+    LoadShared16(words, base + offsetof(Shared, steps) + threadIdx.x / 32 * sizeof(WarpSteps));
+    return {static_cast<int>(words[0]), static_cast<int>(words[1]), static_cast<int>(words[2]),
+            static_cast<int>(words[3])};
   }
 };
 

@@ -107,6 +107,19 @@ __device__ __forceinline__ void StoreShared16(std::uint32_t shared, const std::u
                : "memory");
 }
 
+__device__ __forceinline__ void StoreShared8(std::uint32_t shared, std::uint64_t value) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(shared), "l"(value) : "memory");
+}
+__device__ __forceinline__ void StoreShared4(std::uint32_t shared, std::uint32_t value) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
+}
+
+// The same value, but one that is kept rather than computed again.
+__device__ __forceinline__ std::uint32_t Kept(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 __device__ __forceinline__ float Exp2(float x) {
   float y;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));

@@ -64,6 +64,14 @@ inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, Site site =
 inline void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4], Site site = Site::current()) {
   std::memcpy(emulator::SharedPointer(shared, sizeof(r), site), r, sizeof(r));
 }
+inline void StoreShared8(std::uint32_t shared, std::uint64_t value, Site site = Site::current()) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
+}
+inline void StoreShared4(std::uint32_t shared, std::uint32_t value, Site site = Site::current()) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
+}
+
+inline std::uint32_t Kept(std::uint32_t value) { return value; }
 
 // .ftz: what is too small for a normal number is zero.
 inline float FlushToZero(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }

@@ -58,6 +58,7 @@ llmd_kv_strides InBytes(const llmd_kv_strides& strides, size_t element) {
 DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& layout) {
   const llmd_attention_shape& shape = args.shape;
   const size_t element = attention::SizeOf(args.cache.dtype);
+  const bool scaled = args.cache.dtype == LLMD_E4M3;
   return {.q = static_cast<const char*>(args.q),
           .o = static_cast<char*>(args.o),
           .lse = args.lse,
@@ -69,8 +70,8 @@ DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& la
           .v = static_cast<const char*>(args.cache.v),
           .k_strides = InBytes(args.cache.k_strides, element),
           .v_strides = InBytes(args.cache.v_strides, element),
-          .k_scale = args.cache.k_scale,
-          .v_scale = args.cache.v_scale,
+          .k_scale = scaled ? args.cache.k_scale : nullptr,
+          .v_scale = scaled ? args.cache.v_scale : nullptr,
           .sinks = args.sinks,
           .pages = args.pages,
           .workspace = WorkspaceAt(args.workspace, layout),

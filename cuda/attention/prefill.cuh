@@ -19,45 +19,48 @@ template <typename Traits>
 class PrefillTile {
  public:
   __device__ PrefillTile(const PrefillParams& params, typename Traits::Shared& shared)
-      : params_(params), p_(params.common), shared_(shared), base_(Kept(SharedAddress(&shared))) {}
+      : params_(params), p_(params.common), shared_(shared), base_(Opaque(SharedAddress(&shared))) {}
 
   // What shared_.work says.
   __device__ void Run() {
-    const PrefillWork work = shared_.work;
     if (threadIdx.x < 32) {
-      if (threadIdx.x == 0) shared_.item.Locate(params_, work.tile, work.head);
+      if (threadIdx.x == 0) shared_.item.Locate(params_, shared_.work);
       __syncwarp();
       if (threadIdx.x < kPrefillThreads / 32)
         shared_.steps[threadIdx.x].Set(params_, shared_.item, threadIdx.x);
     }
     __syncthreads();
-    const int end = min(work.end, shared_.item.steps);
+    const int steps = shared_.item.steps;
     KeyLoader<Traits> keys(p_, shared_, base_);
     QueryLoader<Traits>::Load(params_, shared_);
     CopyAsyncCommit();
-    keys.Begin(work.begin);
-    keys.Note(work.begin);
-    keys.Note(work.begin + 1);
+    keys.Begin(0);
+    keys.Note(0);
     __syncthreads();
-    if (work.begin < end) keys.Load(work.begin);
+    auto first = keys.BeginCopy(0, steps > 0);
+    keys.Finish(first);
     CopyAsyncCommit();
     if constexpr (Traits::kFp8) {
       CopyAsyncWait<1>();
       QueryLoader<Traits>::Scale(p_, shared_);
       __syncthreads();
     }
-    rows_.Begin(p_, shared_);
+    rows_.Begin();
 #pragma unroll 1
-    for (int step = work.begin; step < end; ++step) {
+    for (int step = 0; step < steps; ++step) {
       CopyAsyncWait<0>();
       __syncthreads();  // this step's keys are here, and the last step's have been used
-      if (step + 1 < end) keys.Load(step + 1);
-      CopyAsyncCommit();
       if constexpr (Traits::kFp8) keys.Convert(step);
-      keys.Note(step + 2);
+      if (step % 2 == 0) keys.Note(step + 2);
       if constexpr (Traits::kFp8) __syncthreads();
-      const WarpSteps steps = Traits::Steps(base_);
-      if (steps.Has(step)) Compute(step, steps.IsOpen(step));
+      const WarpSteps warp = Traits::Steps(base_);
+      auto next = keys.BeginCopy(step + 1, step + 1 < steps);
+      if (warp.Has(step)) {
+        Compute(step, warp.IsOpen(step), next);
+      } else {
+        keys.Finish(next);
+        CopyAsyncCommit();
+      }
     }
     CopyAsyncWait<0>();
     PrefillEnd<Traits>(params_, shared_).Finish(rows_);
@@ -65,15 +68,20 @@ class PrefillTile {
 
  private:
   // `open`: without keys that are hidden from some rows only.
-  __device__ void Compute(int step, bool open) {
+  // `next`: copies to begin between the products.
+  __device__ void Compute(int step, bool open, typename KeyLoader<Traits>::Copy& next) {
     float s[2][8][4];
-    rows_.Scores(base_ + Traits::kQ, base_ + Traits::K(step), s);
-    if (rows_.SignedScale(p_, shared_) < 0) rows_.Negate(s);
+    rows_.Scores(base_ + Traits::kQ, base_ + Traits::K(step), s, [&next](int i, int count) {
+      const int each = count / KeyLoader<Traits>::kPasses;
+      if (i % each == 0) KeyLoader<Traits>::Continue(next, i / each);
+    });
+    CopyAsyncCommit();
+    if (shared_.item.scale < 0) rows_.Negate(s);
     const std::uint64_t live = Traits::Live(base_, step);
     if (!open || live != ~0ull) {
       rows_.Mask(shared_.item, params_, shared_.item.keys.begin + step * kPrefillKeys, live, s);
     }
-    rows_.Softmax(s);
+    rows_.Softmax(shared_, s);
     rows_.Output(base_ + Traits::V(step), s);
   }
 

@@ -22,7 +22,7 @@ class PrefillEnd {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         float sum;
-        const float lse = rows.Lse(m, half, &sum);
+        const float lse = rows.Lse(shared_, m, half, &sum);
         const int row = rows.Row(m, half);
         if (row >= item_.rows) continue;
         float factor = sum > 0 ? value_scale / sum : 0;

@@ -55,13 +55,14 @@ struct QueryLoader {
         }
         *at = {halves[0], halves[1], halves[2], halves[3]};
       }
-      if (chunk == 0) shared.q_scale[row] = __uint_as_float((127 + exponent) << 23);
+      if (chunk == 0)
+        shared.row_scale[row] = shared.item.AbsoluteScale(__uint_as_float((127 + exponent) << 23));
     }
   }
 };
 
-// The keys and values of an item, 64 a step. Page ids are asked for three steps before the product, rows
-// noted two steps and copies begun one step before it.
+// The keys and values of an item, 64 a step. Page ids are asked for four or five steps before the product,
+// rows noted two or three steps and copies begun one step before it.
 template <typename Traits>
 class KeyLoader {
  public:
@@ -69,21 +70,20 @@ class KeyLoader {
   __device__ KeyLoader(const DecodeParams& p, typename Traits::Shared& shared, std::uint32_t base)
       : p_(p), shared_(shared), base_(base) {}
 
-  // Asks for the page ids of the first step.
+  // Asks for the page ids of the first two steps.
   __device__ void Begin(int step) {
     const PrefillItem::Keys keys = ItemKeys();
-    Ask(keys, KeyOf(keys, step));
+    Ask(keys, KeyOf(keys, step, threadIdx.x));
   }
 
-  // Notes a step's rows and asks for the page ids of the next one. Half of the threads have a key each, the
-  // other half a value.
+  // Notes the rows of two steps, a thread for each key, and asks for the page ids of the next two.
   __device__ void Note(int step) {
+    const std::uint32_t thread = Opaque(threadIdx.x);
     const PrefillItem::Keys keys = ItemKeys();
-    const int key = KeyOf(keys, step);
-    const bool values = threadIdx.x >= kPrefillKeys;
-    const llmd_kv_strides& strides = values ? p_.v_strides : p_.k_strides;
+    const int key = KeyOf(keys, step, thread), slot = (step + thread / kPrefillKeys) % kNoted;
     bool live = IsLive(keys, key);
-    const char* row = p_.k;
+    const char* k = p_.k;
+    const char* v = p_.v;
     if (live) {
       const int index = p_.page_size.Divide(key), offset = key - index * p_.page_size.divisor();
       // Not to be widened before it is used here: that would be waiting for it.
@@ -94,44 +94,56 @@ class KeyLoader {
         }
         live = false;
       } else {
-        row = (values ? shared_.item.v : shared_.item.k) + (id * strides.page + offset * strides.token);
+        k = shared_.item.k + (id * p_.k_strides.page + offset * p_.k_strides.token);
+        v = shared_.item.v + (id * p_.v_strides.page + offset * p_.v_strides.token);
       }
     }
     const std::uint32_t bits = __ballot_sync(~0u, live);
-    if (threadIdx.x % 32 == 0 && !values) shared_.live[step % kPlaces][threadIdx.x / 32] = bits;
-    StoreShared8(base_ + Traits::Rows(step) + threadIdx.x % kPrefillKeys * 16 + (values ? 8 : 0),
-                 reinterpret_cast<std::uint64_t>(row));
-    Ask(keys, key + kPrefillKeys);
+    if (thread % 32 == 0) shared_.live[slot][thread / 32 % 2] = bits;
+    const std::uint32_t rows = base_ + Traits::Rows(slot) + thread % kPrefillKeys * 16;
+    StoreShared8(rows, reinterpret_cast<std::uint64_t>(k));
+    StoreShared8(rows + 8, reinterpret_cast<std::uint64_t>(v));
+    Ask(keys, key + 2 * kPrefillKeys);
   }
 
-  __device__ void Load(int step) {
-    const int chunk = threadIdx.x % kChunks, first = threadIdx.x / kChunks;
-    const std::uint32_t k = base_ + Traits::CachedK(step), v = base_ + Traits::CachedV(step);
-    const std::uint32_t from = base_ + Traits::Rows(step) + first * 16;
-    const std::uint64_t live = Traits::Live(base_, step);
-    std::uint32_t row[kPasses][4];  // read together, for their latency
+  // Begins the copies of a step, in kPasses parts; each first reads what the one after it needs.
+  struct Copy {
+    std::uint32_t k, v, from;
+    std::uint64_t live;
+    std::uint32_t row[2][4];
+  };
+  static constexpr int kPasses = kPrefillKeys * Traits::kCacheRowBytes / 16 / kPrefillThreads;
+
+  // With `wanted` false, zeros.
+  __device__ Copy BeginCopy(int step, bool wanted) const {
+    const std::uint32_t thread = Opaque(threadIdx.x);
+    const int chunk = thread % kChunks, first = thread / kChunks;
+    Copy copy;
+    copy.k = base_ + Traits::CachedK(step) + Target(first, chunk);
+    copy.v = base_ + Traits::CachedV(step) + Target(first, chunk);
+    copy.from = base_ + Traits::Rows(step) + first * 16;
+    copy.live = wanted ? Traits::Live(base_, step) >> first : 0;
+    LoadShared16(copy.row[0], copy.from);
+    return copy;
+  }
+  __device__ static void Continue(Copy& copy, int pass) {
+    const int chunk = threadIdx.x % kChunks;
+    if (pass + 1 < kPasses)
+      LoadShared16(copy.row[(pass + 1) % 2], copy.from + (pass + 1) * kRowsPerPass * 16);
+    const std::uint32_t(&row)[4] = copy.row[pass % 2];
+    const bool use = copy.live >> (pass * kRowsPerPass) & 1;
+    const int target = pass * kRowsPerPass * Traits::kCacheRowBytes;
+    CopyAsync16(copy.k + target, Pointer(row[0], row[1]) + chunk * 16, use);
+    CopyAsync16(copy.v + target, Pointer(row[2], row[3]) + chunk * 16, use);
+  }
+  __device__ static void Finish(Copy& copy) {
 #pragma unroll
-    for (int i = 0; i < kPasses; ++i) LoadShared16(row[i], from + i * kRowsPerPass * 16);
-    if (live == ~0ull) {
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i)
-        CopyAsync16(k + Target(first + i * kRowsPerPass, chunk), Pointer(row[i][0], row[i][1]) + chunk * 16);
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i)
-        CopyAsync16(v + Target(first + i * kRowsPerPass, chunk), Pointer(row[i][2], row[i][3]) + chunk * 16);
-    } else {  // keys that are not live become zeros: 0 * garbage could be NaN
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i) {
-        const int target = Target(first + i * kRowsPerPass, chunk);
-        const bool use = live >> (first + i * kRowsPerPass) & 1;
-        CopyAsync16(k + target, Pointer(row[i][0], row[i][1]) + chunk * 16, use);
-        CopyAsync16(v + target, Pointer(row[i][2], row[i][3]) + chunk * 16, use);
-      }
-    }
+    for (int pass = 0; pass < kPasses; ++pass) Continue(copy, pass);
   }
 
   // fp8 to halves, once for all warps. A barrier must lie before and after.
   __device__ void Convert(int step) {
+    const std::uint32_t thread = Opaque(threadIdx.x);
     const std::uint32_t source[2] = {base_ + Traits::CachedK(step), base_ + Traits::CachedV(step)};
     const std::uint32_t target[2] = {base_ + Traits::K(step), base_ + Traits::V(step)};
 #pragma unroll
@@ -139,7 +151,7 @@ class KeyLoader {
       const std::uint32_t from = source[part], to = target[part];
 #pragma unroll
       for (int i = 0; i < kPasses; ++i) {
-        const int row = threadIdx.x / kChunks + i * kRowsPerPass, chunk = threadIdx.x % kChunks;
+        const int row = thread / kChunks + i * kRowsPerPass, chunk = thread % kChunks;
         std::uint32_t four[4], halves[2][4];
         LoadShared16(four, from + Target(row, chunk));
 #pragma unroll
@@ -165,7 +177,6 @@ class KeyLoader {
  private:
   static constexpr int kChunks = Traits::kCacheRowBytes / 16;
   static constexpr int kRowsPerPass = kPrefillThreads / kChunks;
-  static constexpr int kPasses = kPrefillKeys / kRowsPerPass;
 
   __device__ static int Target(int row, int chunk) {
     return Traits::kFp8 ? row * Traits::kCacheRowBytes + chunk * 16 : Traits::Offset(row, chunk);
@@ -176,8 +187,8 @@ class KeyLoader {
     LoadShared16(words, base_ + Traits::kItemKeys);
     return {static_cast<int>(words[0]), static_cast<int>(words[1]), static_cast<int>(words[2]), 0};
   }
-  __device__ static int KeyOf(const PrefillItem::Keys& keys, int step) {
-    return keys.begin + step * kPrefillKeys + threadIdx.x % kPrefillKeys;
+  __device__ static int KeyOf(const PrefillItem::Keys& keys, int step, std::uint32_t thread) {
+    return keys.begin + step * kPrefillKeys + static_cast<int>(thread);
   }
   __device__ static bool IsLive(const PrefillItem::Keys& keys, int key) {
     return static_cast<unsigned>(key - keys.first) < static_cast<unsigned>(keys.count);

@@ -15,11 +15,9 @@ struct WarpRows {
   static constexpr int kTile = 16 * Traits::kRowBytes;  // bytes of 16 rows
 
   float o[2][kColumns][4];
-  float max[2][2], sum[2][2];         // max: of unscaled scores; sum: this lane's keys only
-  float scale[Traits::kFp8 ? 4 : 1];  // of scores, to base 2; not negative
+  float max[2][2], sum[2][2];  // max: of unscaled scores; sum: this lane's keys only
 
-  // In shared memory there are, for fp8, the scales of the rows.
-  __device__ void Begin(const DecodeParams& p, const typename Traits::Shared& shared) {
+  __device__ void Begin() {
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
 #pragma unroll
@@ -30,28 +28,21 @@ struct WarpRows {
       max[m][0] = max[m][1] = -INFINITY;
       sum[m][0] = sum[m][1] = 0;
     }
-    constexpr float kLeast = 1e-30f;  // a masked score, minus infinity, stays that
-    const float all = fabsf(SignedScale(p, shared));
-    if constexpr (Traits::kFp8) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) scale[i] = fmaxf(all * shared.q_scale[Row(i / 2, i % 2)], kLeast);
-    } else {
-      scale[0] = fmaxf(all, kLeast);
-    }
   }
 
-  __device__ static float SignedScale(const DecodeParams& p, const typename Traits::Shared& shared) {
-    if (!Traits::kFp8 || p.k_scale == nullptr) return p.scale_log2;
-    return p.scale_log2 * __ldg(p.k_scale + shared.item.kv_head * p.scale_stride);
-  }
   __device__ static int Row(int m, int half) {
     return threadIdx.x / 32 * 32 + 16 * m + 8 * half + threadIdx.x % 32 / 4;
   }
-  __device__ float Scale(int m, int half) const { return scale[Traits::kFp8 ? 2 * m + half : 0]; }
+  // What makes scores of a row numbers to base 2; it is greater than 0.
+  __device__ static float Scale(const typename Traits::Shared& shared, int m, int half) {
+    return Traits::kFp8 ? shared.row_scale[Row(m, half)] : shared.item.AbsoluteScale();
+  }
 
-  // S = Q K^T, before scaling. Fragments are asked for two groups of four products ahead.
-  __device__ static void Scores(std::uint32_t q, std::uint32_t k, float (&s)[2][8][4]) {
-    constexpr int kSteps = Traits::D / 16, kGroups = 4 * kSteps, kAhead = 2;
+  // S = Q K^T, before scaling. Fragments are asked for some groups of four products ahead; between(i, n) of n
+  // is called as often between groups.
+  template <typename Between>
+  __device__ static void Scores(std::uint32_t q, std::uint32_t k, float (&s)[2][8][4], Between between) {
+    constexpr int kSteps = Traits::D / 16, kGroups = 4 * kSteps, kAhead = Traits::kAhead;
     const int lane = threadIdx.x % 32;
     q += Traits::Offset(threadIdx.x / 32 * 32 + (lane & 15), lane >> 4);
     k += Traits::Offset((lane & 7) + (lane >> 4) * 8, lane >> 3 & 1);
@@ -79,6 +70,7 @@ struct WarpRows {
         MatrixMultiplyAdd<Matrix>(s[m][2 * n], a[i % 2][m], now[0], now[1]);
         MatrixMultiplyAdd<Matrix>(s[m][2 * n + 1], a[i % 2][m], now[2], now[3]);
       }
+      between(g, kGroups);
     }
   }
 
@@ -120,7 +112,10 @@ struct WarpRows {
 
   // Scores to probabilities; rescales what was summed before where a row's maximum has grown by so much that
   // probabilities could leave the range of halves.
-  __device__ void Softmax(float (&s)[2][8][4]) {
+  __device__ void Softmax(const typename Traits::Shared& shared, float (&s)[2][8][4]) {
+    float scale[2][2];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) scale[i / 2][i % 2] = Scale(shared, i / 2, i % 2);
     constexpr float kGrowth = 8;  // to base 2
 #pragma unroll
     for (int m = 0; m < 2; ++m) {
@@ -132,10 +127,10 @@ struct WarpRows {
         for (int n = 0; n < 8; ++n) greatest = fmaxf(greatest, fmaxf(s[m][n][e], s[m][n][e + 1]));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
         greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
-        const bool grows = (greatest - max[m][half]) * Scale(m, half) > kGrowth;
+        const bool grows = (greatest - max[m][half]) * scale[m][half] > kGrowth;
         if (__any_sync(~0u, grows)) {
           const float updated = grows ? greatest : max[m][half];
-          const float factor = grows ? Exp2((max[m][half] - updated) * Scale(m, half)) : 1;
+          const float factor = grows ? Exp2((max[m][half] - updated) * scale[m][half]) : 1;
           max[m][half] = updated;
           sum[m][half] *= factor;
 #pragma unroll
@@ -144,11 +139,11 @@ struct WarpRows {
             o[m][i][e + 1] *= factor;
           }
         }
-        const float shift = max[m][half] == -INFINITY ? 0 : -max[m][half] * Scale(m, half);
+        const float shift = max[m][half] == -INFINITY ? 0 : -max[m][half] * scale[m][half];
 #pragma unroll
         for (int n = 0; n < 8; ++n) {
-          s[m][n][e] = Exp2(fmaf(s[m][n][e], Scale(m, half), shift));
-          s[m][n][e + 1] = Exp2(fmaf(s[m][n][e + 1], Scale(m, half), shift));
+          s[m][n][e] = Exp2(fmaf(s[m][n][e], scale[m][half], shift));
+          s[m][n][e + 1] = Exp2(fmaf(s[m][n][e + 1], scale[m][half], shift));
           sum[m][half] += s[m][n][e] + s[m][n][e + 1];
         }
       }
@@ -157,7 +152,7 @@ struct WarpRows {
 
   // O += P V.
   __device__ void Output(std::uint32_t v, const float (&s)[2][8][4]) {
-    constexpr int kPairs = kColumns / 2, kGroups = 4 * kPairs, kAhead = 2;
+    constexpr int kPairs = kColumns / 2, kGroups = 4 * kPairs, kAhead = Traits::kAhead;
     const int lane = threadIdx.x % 32;
     v += Traits::Offset(lane & 15, lane >> 4);
     std::uint32_t a[2][4], b[kAhead + 1][4];
@@ -188,12 +183,12 @@ struct WarpRows {
   }
 
   // The row's sum over all lanes, and its LSE to base 2.
-  __device__ float Lse(int m, int half, float* all) const {
+  __device__ float Lse(const typename Traits::Shared& shared, int m, int half, float* all) const {
     float total = sum[m][half];
     total += __shfl_xor_sync(~0u, total, 1);
     total += __shfl_xor_sync(~0u, total, 2);
     *all = total;
-    return total > 0 ? max[m][half] * Scale(m, half) + Log2(total) : -INFINITY;
+    return total > 0 ? max[m][half] * Scale(shared, m, half) + Log2(total) : -INFINITY;
   }
 
  private:

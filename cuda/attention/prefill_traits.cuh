@@ -12,7 +12,7 @@
 namespace llmd::cuda {
 
 inline constexpr int kPrefillThreads = 128;
-inline constexpr int kPlaces = 4;  // steps whose keys' places are known
+inline constexpr int kNoted = 4;  // steps whose keys' places are known
 
 // What a block does next: steps begin to `end`, or to the item's end, of a tile and KV head. A cut item has
 // several parts. Its first is the last thing that its block does, and has slot grid + block in the workspace;
@@ -89,35 +89,41 @@ struct PrefillWork {
 struct alignas(16) PrefillItem {
   struct alignas(16) Keys {
     int begin;         // keys begin + 64 * step
-    int first, count;  // of those, the ones that exist and that some row sees
+    int first, count;  // those that exist and that some row sees
     int unused;
   } keys;
   const std::int32_t* pages;
   const char* k;  // the KV head's first element
   const char* v;
+  float scale;  // of scores, to base 2
   int kv_head, request, first_row, first_token, rows, steps;
   int before;  // keys before the first token's; negative for tokens without keys
 
-  __device__ void Locate(const PrefillParams& params, int tile, int head) {
+  // A part's steps are counted from its own first one.
+  __device__ void Locate(const PrefillParams& params, const PrefillWork& work) {
     const DecodeParams& p = params.common;
-    kv_head = head;
-    request = LastAtOrBefore(p.workspace.prefill, 0, p.batch, tile);
-    first_row = (tile - p.workspace.prefill[request]) * kPrefillRows;
+    kv_head = work.head;
+    request = LastAtOrBefore(p.workspace.prefill, 0, p.batch, work.tile);
+    first_row = (work.tile - p.workspace.prefill[request]) * kPrefillRows;
     first_token = p.q_start[request];
     const int tokens = p.q_start[request + 1] - first_token;
     rows = min(kPrefillRows, tokens * p.group - first_row);
     const int length = p.workspace.lengths[request];
     before = length - tokens;
     const int first = Position(params, 0), last = Position(params, rows - 1);
-    steps = TileSteps(first, last, p.window);
-    keys.begin = FirstTileKey(first, p.window);
-    keys.first = p.window > 0 ? max(keys.begin, first - p.window + 1) : 0;
-    keys.count = max(0, min(length - keys.begin, steps * kPrefillKeys) + keys.begin - keys.first);
+    const int all = TileSteps(first, last, p.window), begin = FirstTileKey(first, p.window);
+    steps = min(work.end, all) - work.begin;
+    keys.begin = begin + work.begin * kPrefillKeys;
+    keys.first = p.window > 0 ? max(begin, first - p.window + 1) : 0;
+    keys.count = max(0, min(length - begin, all * kPrefillKeys) + begin - keys.first);
     pages = PagesOf(p.pages, request);
+    scale = p.scale_log2 * (p.k_scale != nullptr ? __ldg(p.k_scale + kv_head * p.scale_stride) : 1);
     k = p.k + kv_head * p.k_strides.head;
     v = p.v + kv_head * p.v_strides.head;
   }
 
+  // Not zero, so that a masked score, minus infinity, stays that.
+  __device__ float AbsoluteScale(float factor = 1) const { return fmaxf(fabsf(scale) * factor, 1e-30f); }
   __device__ int Token(const PrefillParams& params, int row) const {  // of the request
     return params.group.Divide(first_row + row);
   }
@@ -160,6 +166,7 @@ struct PrefillTraits {
   static constexpr int D = D_;
   static constexpr bool kFp8 = sizeof(Cache) == 1;
   using Matrix = std::conditional_t<kFp8, __half, Cache>;
+  static constexpr int kAhead = 2;        // groups of products that fragments are asked for ahead
   static constexpr int kColumns = D / 8;  // 8-wide column tiles of the output
   static constexpr int kCacheRowBytes = D * sizeof(Cache);
   static constexpr int kCacheTileBytes = kPrefillKeys * kCacheRowBytes;
@@ -171,10 +178,10 @@ struct PrefillTraits {
     char q[kPrefillRows * kRowBytes];
     char k[2][kCacheTileBytes];
     char v[2][kCacheTileBytes];
-    char halves[kFp8 ? 2 * kTileBytes : 16];     // K and V of a step, from fp8
-    const char* rows[kPlaces][kPrefillKeys][2];  // where a key and its value are
-    std::uint32_t live[kPlaces][2];              // a bit a key: may be read
-    float q_scale[kFp8 ? kPrefillRows : 1];      // what a row of q was divided by
+    char halves[kFp8 ? 2 * kTileBytes : 16];    // K and V of a step, from fp8
+    const char* rows[kNoted][kPrefillKeys][2];  // where a key and its value are
+    std::uint32_t live[kNoted][2];              // a bit a key: may be read
+    float row_scale[kFp8 ? kPrefillRows : 1];   // with what a row of q was divided by
     WarpSteps steps[kPrefillThreads / 32];
     PrefillItem item;
     PrefillWork work;
@@ -192,11 +199,11 @@ struct PrefillTraits {
   __device__ static int K(int step) { return kFp8 ? offsetof(Shared, halves) : CachedK(step); }
   __device__ static int V(int step) { return kFp8 ? offsetof(Shared, halves) + kTileBytes : CachedV(step); }
   __device__ static int Rows(int step) {
-    return offsetof(Shared, rows) + step % kPlaces * static_cast<int>(sizeof(Shared::rows[0]));
+    return offsetof(Shared, rows) + step % kNoted * static_cast<int>(sizeof(Shared::rows[0]));
   }
   __device__ static std::uint64_t Live(std::uint32_t base, int step) {
     std::uint32_t live[2];
-    LoadShared8(live, base + offsetof(Shared, live) + step % kPlaces * 8);
+    LoadShared8(live, base + offsetof(Shared, live) + step % kNoted * 8);
     return live[0] | static_cast<std::uint64_t>(live[1]) << 32;
   }
   __device__ static WarpSteps Steps(std::uint32_t base) {

@@ -114,8 +114,9 @@ __device__ __forceinline__ void StoreShared4(std::uint32_t shared, std::uint32_t
   asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
 }
 
-// The same value, but one that is kept rather than computed again.
-__device__ __forceinline__ std::uint32_t Kept(std::uint32_t value) {
+// The same value, but of unknown origin: not computed again where it is used, and what is made of it in a
+// loop is not made before the loop and kept in registers.
+__device__ __forceinline__ std::uint32_t Opaque(std::uint32_t value) {
   asm volatile("" : "+r"(value));
   return value;
 }

@@ -71,7 +71,7 @@ inline void StoreShared4(std::uint32_t shared, std::uint32_t value, Site site = 
   std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
 }
 
-inline std::uint32_t Kept(std::uint32_t value) { return value; }
+inline std::uint32_t Opaque(std::uint32_t value) { return value; }
 
 // .ftz: what is too small for a normal number is zero.
 inline float FlushToZero(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }

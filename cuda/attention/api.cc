@@ -121,6 +121,10 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   WorkspaceLayout layout;
   const llmd_attention_shape& shape = args.shape;
   if (llmd_code code = LayoutFor(shape, args.workspace_bytes, &layout); code != LLMD_OK) return code;
+  if (shape.mode != LLMD_DECODE && !attention::IsAligned(args.q, args.q_strides, args.q_dtype, 16)) {
+    return attention::Fail(LLMD_UNSUPPORTED,
+                           "rows of q are not multiples of 16 bytes apart, as prefill needs");
+  }
   const DecodeParams params = ParamsOf(args, layout);
   if (shape.mode != LLMD_PREFILL) {
     const llmd_code code = shape.kv_dtype == LLMD_BF16  ? LaunchDecodeKernel<__nv_bfloat16>(params, stream)

@@ -36,6 +36,7 @@ class Elementwise {
       RmsNorm(step ? 32 : 65536, step, false);
       RmsNorm(step ? 32 : 65536, step, true);
       Silu(step ? 32 : 16384, step);
+      Merge(step ? 32 : 8192, step);
     }
     Blocks();
     Sample(32);
@@ -181,6 +182,29 @@ class Elementwise {
     args.y = memory_.at(1024 * kMiB);
     TimeCopy("silu_and_mul", 6.0 * num_rows * kSize, step,
              [&](int) { return device_.backend->silu_and_mul(&args, device_.stream); });
+  }
+
+  // Eight parts in fp32 of each token, merged to bf16.
+  void Merge(int num_tokens, bool step) const {
+    constexpr int kParts = 8;
+    const double rows = double(num_tokens) * kQueryHeads;
+    llmd_merge_states_args args{};
+    const DeviceBuffer values(4 * rows * kParts * kDim), lse(4 * rows * kParts);
+    FillNormal(values.as(), rows * kParts * kDim, LLMD_F32, 8, device_.stream);
+    FillNormal(lse.as(), rows * kParts, LLMD_F32, 9, device_.stream);
+    args.partial_o = values.as();
+    args.partial_lse = lse.as<float>();
+    args.partial_dtype = LLMD_F32;
+    args.num_tokens = num_tokens;
+    args.num_heads = kQueryHeads;
+    args.head_dim = kDim;
+    args.num_parts = kParts;
+    args.o = memory_.at(0);
+    args.o_strides = {std::int64_t{kQueryHeads} * kDim, kDim};
+    args.o_dtype = LLMD_BF16;
+    TimeCopy("merge_states/8-parts", rows * kParts * (4 * kDim + 4) + rows * 2 * kDim, step,
+             [&](int) { return device_.backend->merge_states(&args, device_.stream); });
+    FillNormal(memory_.at(0), static_cast<std::int64_t>(rows) * kDim, LLMD_BF16, 10, device_.stream);
   }
 
   // 4,096 pieces of 16 KB, scattered: 64 blocks of 32 layers' K and V; a copy's rate of the same 64 MiB is

@@ -46,9 +46,6 @@ __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* gl
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(live ? 16 : 0)
                : "memory");
 }
-__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global) {
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared), "l"(global) : "memory");
-}
 __device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ __forceinline__ void CopyAsyncWait() {
@@ -109,9 +106,6 @@ __device__ __forceinline__ void StoreShared16(std::uint32_t shared, const std::u
 
 __device__ __forceinline__ void StoreShared8(std::uint32_t shared, std::uint64_t value) {
   asm volatile("st.shared.b64 [%0], %1;" ::"r"(shared), "l"(value) : "memory");
-}
-__device__ __forceinline__ void StoreShared4(std::uint32_t shared, std::uint32_t value) {
-  asm volatile("st.shared.b32 [%0], %1;" ::"r"(shared), "r"(value) : "memory");
 }
 
 // The same value, but of unknown origin: not computed again where it is used, and what is made of it in a

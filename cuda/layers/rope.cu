@@ -8,8 +8,8 @@
 
 #include "cuda/cache/placement.cuh"
 #include "cuda/common/convert.cuh"
-#include "cuda/common/divide.h"
 #include "cuda/common/device.cuh"
+#include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
 #include "cuda/kernels.h"
 #include "src/attention/frequencies.h"

@@ -4,14 +4,16 @@
 #ifndef LLMD_TESTS_CUDA_ATTENTION_CASE_H_
 #define LLMD_TESTS_CUDA_ATTENTION_CASE_H_
 
+#include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "llmd/attention/backend.h"
+#include "tests/cuda/pool.h"
+#include "tests/cuda/support.h"
 
 namespace llmd::testing {
-
-enum class Layout { kNhd, kHnd, kNhdPacked, kHndPacked, kRows };
 
 struct CaseOptions {
   llmd_attention_mode mode = LLMD_DECODE;
@@ -34,6 +36,7 @@ struct CaseOptions {
 struct CaseMemory {
   llmd_attention_args args;
   llmd_plan_args plan;
+  std::unique_ptr<Buffer> workspace;
 };
 
 class AttentionCase {
@@ -59,24 +62,18 @@ class AttentionCase {
   void UploadPages();
 
  private:
-  struct Buffer;
-  Buffer& Add(std::size_t bytes);
-  void Fill(Buffer& buffer, llmd_dtype dtype, double spread);
-  void SetPointers(CaseMemory& memory, bool device);
-  void UploadLengths();
+  void SetArguments(CaseMemory& memory, Side side, const llmd_attention_shape& shape, int tokens,
+                    int columns);
+  void PoisonHostOutputs();
 
   CaseOptions options_;
-  std::vector<Buffer*> buffers_;
   std::vector<int> lengths_, pages_;
-  Buffer *q_, *o_, *lse_, *k_, *v_, *table_, *seq_lens_, *indptr_, *last_, *q_start_, *sinks_, *k_scale_,
-      *v_scale_;
-  Buffer *workspace_, *host_workspace_;
+  std::mt19937_64 random_;
+  std::unique_ptr<Pool> pool_;
+  std::unique_ptr<Buffer> q_, o_, lse_, table_, seq_lens_, indptr_, last_, q_start_, sinks_;
   CaseMemory host_{}, device_{};
   llmd_stream stream_ = nullptr;
-  std::uint64_t random_;
 };
-
-bool HasGpu(std::string* why);
 
 }  // namespace llmd::testing
 

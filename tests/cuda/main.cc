@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <string>
 
-#include "tests/cuda/attention_case.h"
+#include "tests/cuda/support.h"
 
 int main(int argc, char** argv) {
   ::testing::InitGoogleTest(&argc, argv);

@@ -5,10 +5,11 @@
 #include <memory>
 
 #include "src/attention/check.h"
-#include "tests/cuda/attention_case.h"
 #include "tests/cuda/support.h"
 
 namespace llmd::testing {
+
+enum class Layout { kNhd, kHnd, kNhdPacked, kHndPacked, kRows };
 
 struct PoolShape {
   Layout layout = Layout::kNhd;
@@ -18,6 +19,7 @@ struct PoolShape {
   int heads = 2;
   int head_dim = 64;
   int scales = 0;  // of e4m3: 0 none, 1 one each for K and V, 2 one a head
+  float least_scale = 0.01f, most_scale = 0.1f;
 };
 
 class Pool {
@@ -25,7 +27,7 @@ class Pool {
   Pool(const PoolShape& shape, std::mt19937_64& random) : shape_(shape) {
     memory_ = std::make_unique<Buffer>(2 * shape.pages * PageElements() * attention::SizeOf(shape.dtype));
     scales_ = std::make_unique<Buffer>(2 * shape.heads * sizeof(float));
-    std::uniform_real_distribution<float> scale(0.01f, 0.1f);
+    std::uniform_real_distribution<float> scale(shape.least_scale, shape.most_scale);
     for (int i = 0; i < 2 * shape.heads; ++i) scales_->host<float>()[i] = scale(random);
     scales_->Upload();
   }

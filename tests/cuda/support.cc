@@ -9,7 +9,6 @@
 
 #include "src/attention/check.h"
 #include "src/attention/numeric.h"
-#include "tests/cuda/attention_case.h"
 
 namespace llmd::testing {
 namespace {
@@ -18,6 +17,15 @@ constexpr size_t kGuard = 512;
 constexpr unsigned char kGuardByte = 0xa5;
 
 }  // namespace
+
+bool HasGpu(std::string* why) {
+  int count = 0;
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  (void)cudaGetLastError();
+  if (error == cudaSuccess && count > 0) return true;
+  *why = error == cudaSuccess ? "no CUDA device" : cudaGetErrorString(error);
+  return false;
+}
 
 void Must(cudaError_t error, const char* what) {
   if (error == cudaSuccess) return;
@@ -125,6 +133,13 @@ void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolera
   const double overall = all_error == 0 ? 0 : std::sqrt(all_error / std::max(all_norm, 1e-30));
   EXPECT_LE(overall, tolerance.overall) << what;
   EXPECT_LE(worst, tolerance.worst_row) << what << ": row " << worst_row;
+}
+
+int Repetitions(int n) {
+  constexpr int kSmallestGpu = 16;
+  int multiprocessors = 0;
+  LLMD_MUST(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+  return multiprocessors >= kSmallestGpu ? n : (n + 9) / 10;
 }
 
 void DeviceTest::SetUp() {

@@ -17,6 +17,9 @@
 
 namespace llmd::testing {
 
+// Whether there is a device to test on; else the reason.
+bool HasGpu(std::string* why);
+
 enum class Side { kHost, kDevice };
 
 // Fails the test run (not only the test: the context may be lost) if CUDA does.
@@ -69,6 +72,9 @@ Tolerance ToleranceOf(llmd_dtype dtype);
 // Numbers near the host's; elements that the reference left as poison must still be poison, and others finite
 // where the reference is. `row` elements are one row.
 void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolerance, const std::string& what);
+
+// `n`, or far fewer where the device is small because it is emulated, and takes a thousand times as long.
+int Repetitions(int n);
 
 class DeviceTest : public ::testing::Test {
  protected:

@@ -1,4 +1,5 @@
-// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the device.
+// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the
+// device.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 #define LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 
@@ -44,7 +45,8 @@ struct Thread {
   uint3 index{};
   bool done = false;
   const char* waits_for = nullptr;  // null: it can go on
-  unsigned mask_or_barrier = 0;     // what it waits for, more precisely
+  enum class At { kCollective, kBarrier, kGrid } waits_at = At::kGrid;
+  unsigned mask_or_barrier = 0;
   Site site;
   unsigned answer = 0;  // of a barrier
   std::vector<PendingCopy> copies;

@@ -12,26 +12,19 @@
 
 namespace llmd::cuda {
 
-using emulator::Site;
-
 inline std::uint32_t SharedAddress(const void* pointer) { return emulator::SharedAddress(pointer); }
 
 inline std::uint64_t EvictFirstPolicy() { return 1; }
 inline std::uint64_t EvictLastPolicy() { return 2; }
 
-inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t,
-                        Site site = Site::current()) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
 }
-inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t,
-                        Site site = Site::current()) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, true, site);
 }
-inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, Site site = Site::current()) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
-}
-inline void CopyAsync16(std::uint32_t shared, const void* global, Site site = Site::current()) {
-  emulator::CopyAsync(shared, global, true, site);
 }
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
 template <int kPending>
@@ -39,35 +32,32 @@ void CopyAsyncWait() {
   emulator::CopyAsyncWait(kPending);
 }
 
-inline void LoadMatrix4(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadMatrix4(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   emulator::LoadMatrices(r, shared, false, site);
 }
-inline void LoadMatrix4Transposed(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadMatrix4Transposed(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   emulator::LoadMatrices(r, shared, true, site);
 }
 
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
-                       Site site = Site::current()) {
+                       LLMD_SITE) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
   emulator::MultiplyAdd(kHalf ? emulator::MatrixType::kHalf : emulator::MatrixType::kBfloat, d, a, b0, b1,
                         site);
 }
 
-inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
-inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
-inline void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4], Site site = Site::current()) {
+inline void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4], LLMD_SITE) {
   std::memcpy(emulator::SharedPointer(shared, sizeof(r), site), r, sizeof(r));
 }
-inline void StoreShared8(std::uint32_t shared, std::uint64_t value, Site site = Site::current()) {
-  std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
-}
-inline void StoreShared4(std::uint32_t shared, std::uint32_t value, Site site = Site::current()) {
+inline void StoreShared8(std::uint32_t shared, std::uint64_t value, LLMD_SITE) {
   std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
 }
 
@@ -92,14 +82,14 @@ std::uint32_t Pack(float low, float high) {
 
 inline std::uint32_t HalfPairOfE4m3(std::uint32_t pair) { return emulator::HalvesOfE4m3(pair); }
 
-inline void WaitForKernelBefore(Site site = Site::current()) { emulator::WaitForGridBefore(site); }
+inline void WaitForKernelBefore(LLMD_SITE) { emulator::WaitForGridBefore(site); }
 inline void AllowKernelAfter() { emulator::AllowGridAfter(); }
 
-inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, Site site = Site::current()) {
+inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, LLMD_SITE) {
   return atomicAdd(counter, value, site);
 }
 
-inline void SyncThreads(int barrier, int threads, Site site = Site::current()) {
+inline void SyncThreads(int barrier, int threads, LLMD_SITE) {
   emulator::Barrier("bar.sync", barrier, threads, false, site);
 }
 

@@ -5,7 +5,8 @@
 // shares its keys among all G heads. An item is (128 rows, KV head); blocks take items from a counter, long
 // ones first, or, where there are few, have even shares of all steps, with partial results merged by the
 // block that ends last (prefill_plan.h). Four warps have 32 rows each; 64 keys a step go through two stages
-// of shared memory, where a step's page ids were read two steps before (spec: paged-attention.md 3.9).
+// of shared memory; the copies of a step begin between the products of the one before (spec:
+// paged-attention.md 3.9).
 #ifndef LLMD_CUDA_ATTENTION_PREFILL_CUH_
 #define LLMD_CUDA_ATTENTION_PREFILL_CUH_
 
@@ -67,8 +68,7 @@ class PrefillTile {
   }
 
  private:
-  // `open`: without keys that are hidden from some rows only.
-  // `next`: copies to begin between the products.
+  // `open`: no row's mask hides a key. `next`: copies to begin between the products.
   __device__ void Compute(int step, bool open, typename KeyLoader<Traits>::Copy& next) {
     float s[2][8][4];
     rows_.Scores(base_ + Traits::kQ, base_ + Traits::K(step), s, [&next](int i, int count) {

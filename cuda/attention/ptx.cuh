@@ -22,13 +22,6 @@ __device__ __forceinline__ std::uint64_t EvictFirstPolicy() {
   return policy;
 }
 
-// For data that will be read again soon.
-__device__ __forceinline__ std::uint64_t EvictLastPolicy() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 // Copies 16 bytes to shared memory past L1; with `live` false it writes zeros and reads nothing.
 __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live,
                                             std::uint64_t policy) {

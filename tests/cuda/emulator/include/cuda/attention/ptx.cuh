@@ -15,7 +15,6 @@ namespace llmd::cuda {
 inline std::uint32_t SharedAddress(const void* pointer) { return emulator::SharedAddress(pointer); }
 
 inline std::uint64_t EvictFirstPolicy() { return 1; }
-inline std::uint64_t EvictLastPolicy() { return 2; }
 
 inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);

@@ -191,9 +191,8 @@ struct PrefillTraits {
   // Rows of 16-bit elements are stored so that the lanes of a matrix load meet in no bank.
   __device__ static int Offset(int row, int chunk) { return row * kRowBytes + ((chunk ^ (row & 7)) << 4); }
 
-  // What the loop reads, from the address of shared memory, which is kept in a register.
-  static constexpr int kQ = offsetof(Shared, q), kItemKeys = offsetof(Shared, item.keys),
-                       kPages = offsetof(Shared, item.pages);
+  // Where that is which the loop reads, from the beginning of shared memory.
+  static constexpr int kQ = offsetof(Shared, q), kItemKeys = offsetof(Shared, item.keys);
   __device__ static int CachedK(int step) { return offsetof(Shared, k) + (step & 1) * kCacheTileBytes; }
   __device__ static int CachedV(int step) { return offsetof(Shared, v) + (step & 1) * kCacheTileBytes; }
   __device__ static int K(int step) { return kFp8 ? offsetof(Shared, halves) : CachedK(step); }

@@ -11,7 +11,7 @@ REPLAY = build/release/examples/trace_replay/trace_replay
 export CCACHE_BASEDIR ?= $(CURDIR)
 export CCACHE_NOHASHDIR ?= 1
 
-.PHONY: help demo test test-vllm wheel docs fuzz bench format packages checks-packages python-tools
+.PHONY: help demo test test-vllm wheel wheel-cuda docs fuzz bench format packages checks-packages python-tools
 .NOTPARALLEL:
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo "make test    build and run the tests"
 	@echo "make test-vllm  test the Python package against real releases of vLLM (4 GB to download, once)"
 	@echo "make wheel   wheels of the Python package into dist/, for each CPython 3.10 to 3.13 that is found"
+	@echo "make wheel-cuda  the wheel of the CUDA library into dist/, for all Pythons; needs nvcc"
 	@echo "make docs    build the reference of the Python package into build/python-docs/site"
 	@echo "make bench   run the benchmarks into bench/results/"
 	@echo "make fuzz    run each fuzz target for FUZZ_SECONDS ($(FUZZ_SECONDS))"
@@ -43,6 +44,9 @@ test-vllm: packages
 
 wheel: packages
 	scripts/wheel.sh --setting cmake.define.LLMD_WERROR=ON $(if $(PYTHON),--python $(PYTHON))
+
+wheel-cuda: packages
+	scripts/wheel_cuda.sh
 
 docs:
 	scripts/python_docs.sh build/python-docs

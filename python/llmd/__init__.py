@@ -19,6 +19,7 @@ from llmd.errors import (
     NotFoundError,
     ResourceExhaustedError,
     UnavailableError,
+    UnsupportedError,
 )
 
 __version__: str = _core.__version__
@@ -31,6 +32,7 @@ __all__ = [
     "NotFoundError",
     "ResourceExhaustedError",
     "UnavailableError",
+    "UnsupportedError",
     "__version__",
     "errors",
 ]

@@ -5,6 +5,10 @@ from typing import Any, Literal, TypeAlias, final
 import numpy as np
 import numpy.typing as npt
 
+from llmd._cuda_attention import AttentionShape
+from llmd._cuda_backend import DlpackArray, StreamLike
+from llmd._cuda_cache import PageList
+from llmd._cuda_layers import Rope
 from llmd._types import BytesLike, KeysLike, TokensLike, UInt32Array, UInt64Array
 from llmd.events import Event, EventKind
 from llmd.events import ExtraKey as EventExtraKey
@@ -558,3 +562,197 @@ def envoy_xxhash64(text: BytesLike, seed: int, /) -> int: ...
 def envoy_murmur2(text: BytesLike, /) -> int: ...
 def hash_header_values(values: list[str], /) -> int: ...
 def combine_hashes(hashes: list[int], /) -> int | None: ...
+
+# cuda
+
+@final
+class AttentionBackend:
+    @staticmethod
+    def host(name: str, /) -> AttentionBackend: ...
+    @staticmethod
+    def load(path: str, /) -> AttentionBackend: ...
+    @property
+    def name(self) -> str: ...
+    @property
+    def path(self) -> str: ...
+    @property
+    def abi(self) -> int: ...
+    def workspace_bytes(self, shape: AttentionShape, /) -> int: ...
+
+@final
+class KvCache:
+    def __init__(
+        self,
+        k: DlpackArray,
+        v: DlpackArray,
+        layout: str,
+        dtype: str | None,
+        k_scale: DlpackArray | None,
+        v_scale: DlpackArray | None,
+        /,
+    ) -> None: ...
+    @property
+    def layout(self) -> Literal["NHD", "HND"]: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def num_pages(self) -> int: ...
+    @property
+    def page_size(self) -> int: ...
+    @property
+    def num_kv_heads(self) -> int: ...
+    @property
+    def head_dim(self) -> int: ...
+    @property
+    def dtype(self) -> Literal["f16", "bf16", "e4m3"]: ...
+    @property
+    def block_bytes(self) -> int: ...
+    @property
+    def page_stride_bytes(self) -> tuple[int, int]: ...
+    @property
+    def addresses(self) -> tuple[int, int]: ...
+
+@final
+class AttentionWorkspace:
+    def __init__(
+        self, shape: AttentionShape, memory: DlpackArray, stream: StreamLike | None, backend: AttentionBackend | None, /
+    ) -> None: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def device(self) -> str: ...
+    @property
+    def backend(self) -> AttentionBackend: ...
+    def check(
+        self, stream: StreamLike | None, /
+    ) -> tuple[Literal["page", "length", "slot"], int, int, int] | None: ...
+    def plan(self, pages: PageList, q_start: DlpackArray | None, stream: StreamLike | None, /) -> AttentionPlan: ...
+
+@final
+class AttentionPlan:
+    @property
+    def batch(self) -> int: ...
+    @property
+    def current(self) -> bool: ...
+    def attention(
+        self,
+        q: DlpackArray,
+        o: DlpackArray,
+        cache: KvCache,
+        scale: float | None,
+        lse: DlpackArray | None,
+        sinks: DlpackArray | None,
+        validate: bool,
+        zero_padding: bool,
+        early_start: bool,
+        q_dtype: str | None,
+        o_dtype: str | None,
+        stream: StreamLike | None,
+        /,
+    ) -> None: ...
+
+def append_kv(
+    cache: KvCache,
+    k: DlpackArray,
+    v: DlpackArray,
+    slots: DlpackArray | None,
+    batch_index: DlpackArray | None,
+    positions: DlpackArray | None,
+    pages: PageList | None,
+    error: DlpackArray | None,
+    dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def copy_blocks(
+    bases: DlpackArray,
+    pairs: DlpackArray,
+    page_stride_bytes: int,
+    block_bytes: int,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def move_blocks(
+    gather: bool,
+    bases: DlpackArray,
+    blocks: DlpackArray,
+    staging: DlpackArray,
+    page_stride_bytes: int,
+    block_bytes: int,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def merge_states(
+    partial_o: DlpackArray,
+    partial_lse: DlpackArray,
+    o: DlpackArray,
+    lse: DlpackArray | None,
+    part_start: DlpackArray | None,
+    partial_dtype: str | None,
+    o_dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def rope(
+    rope: Rope,
+    positions: DlpackArray,
+    q: DlpackArray,
+    k: DlpackArray | None,
+    q_out: DlpackArray | None,
+    k_out: DlpackArray | None,
+    dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def rope_append(
+    rope: Rope,
+    cache: KvCache,
+    q: DlpackArray,
+    k: DlpackArray,
+    v: DlpackArray,
+    positions: DlpackArray,
+    q_out: DlpackArray | None,
+    slots: DlpackArray | None,
+    batch_index: DlpackArray | None,
+    pages: PageList | None,
+    error: DlpackArray | None,
+    dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def rms_norm(
+    x: DlpackArray,
+    weight: DlpackArray,
+    y: DlpackArray,
+    epsilon: float,
+    residual: DlpackArray | None,
+    dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...
+def silu_and_mul(
+    x: DlpackArray, y: DlpackArray, dtype: str | None, stream: StreamLike | None, backend: AttentionBackend | None, /
+) -> None: ...
+def sample(
+    logits: DlpackArray,
+    tokens: DlpackArray,
+    temperature: DlpackArray | None,
+    min_p: DlpackArray | None,
+    top_k: DlpackArray | None,
+    top_p: DlpackArray | None,
+    seed: int,
+    request_ids: DlpackArray | None,
+    steps: DlpackArray | None,
+    logprobs: DlpackArray | None,
+    dtype: str | None,
+    stream: StreamLike | None,
+    backend: AttentionBackend | None,
+    /,
+) -> None: ...

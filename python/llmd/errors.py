@@ -37,6 +37,10 @@ class UnavailableError(Error):
     """Not possible now; may be later."""
 
 
+class UnsupportedError(Error):
+    """Right, but there is no code for it."""
+
+
 class DataLossError(Error):
     """The data are damaged or truncated."""
 
@@ -56,4 +60,5 @@ __all__ = [
     "NotFoundError",
     "ResourceExhaustedError",
     "UnavailableError",
+    "UnsupportedError",
 ]

@@ -27,4 +27,6 @@ PYBIND11_MODULE(_core, m) {
   llmd::python::BindGateway(m);
   llmd::python::BindExtProc(m);
   llmd::python::BindTesting(m);
+  llmd::python::BindAttention(m);
+  llmd::python::BindLayers(m);
 }

@@ -27,6 +27,8 @@ void BindScheduler(pybind11::module_& m);
 void BindGateway(pybind11::module_& m);
 void BindExtProc(pybind11::module_& m);
 void BindTesting(pybind11::module_& m);
+void BindAttention(pybind11::module_& m);
+void BindLayers(pybind11::module_& m);
 
 }  // namespace llmd::python
 

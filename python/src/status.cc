@@ -16,6 +16,7 @@ struct Classes {
   PyObject* failed_precondition = nullptr;
   PyObject* resource_exhausted = nullptr;
   PyObject* unavailable = nullptr;
+  PyObject* unsupported = nullptr;
   PyObject* data_loss = nullptr;
 };
 Classes classes;
@@ -35,6 +36,8 @@ PyObject* ClassOf(absl::StatusCode code) {
       return classes.resource_exhausted;
     case absl::StatusCode::kUnavailable:
       return classes.unavailable;
+    case absl::StatusCode::kUnimplemented:
+      return classes.unsupported;
     case absl::StatusCode::kDataLoss:
       return classes.data_loss;
     default:
@@ -53,6 +56,7 @@ void InitStatus() {
              .failed_precondition = find("FailedPreconditionError"),
              .resource_exhausted = find("ResourceExhaustedError"),
              .unavailable = find("UnavailableError"),
+             .unsupported = find("UnsupportedError"),
              .data_loss = find("DataLossError")};
 }
 

@@ -4,6 +4,7 @@
 //   NotFound                     llmd.NotFoundError, a KeyError
 //   AlreadyExists, FailedPrecondition, ResourceExhausted, Unavailable, DataLoss
 //                                llmd.<Code>Error, subclasses of llmd.Error, a RuntimeError
+//   Unimplemented                llmd.UnsupportedError, likewise
 //   others                       llmd.Error
 //
 // Call with the GIL held.

@@ -22,4 +22,4 @@ if ! cmp -s "$here/requirements.txt" "$venv/installed.txt"; then
 fi
 flock -u 9
 # LLMD_PRELOAD: libraries to start the interpreter with; see scripts/python_sanitizers.sh.
-PYTHONPATH=$packages LD_PRELOAD=${LLMD_PRELOAD:-} exec "$venv/bin/python" -m pytest -q -p no:cacheprovider "$here" "$@"
+PYTHONPATH=$packages LD_PRELOAD=${LLMD_PRELOAD:-} exec "$venv/bin/python" -m pytest -q -rs -p no:cacheprovider "$here" "$@"

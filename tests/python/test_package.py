@@ -16,6 +16,10 @@ import llmd
 
 MODULES = [
     "llmd",
+    "llmd._cuda_attention",
+    "llmd._cuda_backend",
+    "llmd._cuda_cache",
+    "llmd._cuda_layers",
     "llmd._decision",
     "llmd._engine_hash",
     "llmd._ext_proc",
@@ -25,6 +29,7 @@ MODULES = [
     "llmd._probe",
     "llmd._router_hash",
     "llmd._vllm_hash",
+    "llmd.cuda",
     "llmd.errors",
     "llmd.events",
     "llmd.gateway",
@@ -140,9 +145,15 @@ def test_only_the_module_is_visible():
 
 
 def test_importing_it_alone_is_light():
-    code = "import sys, llmd; print([m for m in ('yaml', 'zmq', 'torch', 'asyncio') if m in sys.modules])"
+    code = "import sys, llmd; print([m for m in ('yaml', 'zmq', 'torch', 'asyncio', 'llmd.cuda') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
 
 
 def test_version():
     assert llmd.__version__.count(".") == 2
+
+
+def test_the_extra_goes_with_the_version():
+    project = pathlib.Path(__file__).resolve().parents[2] / "pyproject.toml"
+    wanted = re.search(r'"llmd-cuda~=(\d+\.\d+)\.\d+"', project.read_text())
+    assert wanted and llmd.__version__.startswith(wanted[1] + ".")

@@ -277,7 +277,8 @@ TEST_F(EmulatorDeathTest, EndlessLoop) {
 TEST_F(EmulatorDeathTest, Crash) {
   EXPECT_DEATH(
       {
-        if (Fill(1, nullptr) == LLMD_OK) cudaDeviceSynchronize();
+        auto* nowhere = reinterpret_cast<int*>(64);
+        if (Fill(1, nowhere) == LLMD_OK) cudaDeviceSynchronize();
       },
       "in kernel fill, block \\(0, 0, 0\\), thread \\(0, 0, 0\\)");
 }

@@ -1,0 +1,1 @@
+"""The CUDA library of llmd, without Python in it: ``llmd.cuda`` loads ``libllmd_cuda.so`` from this folder."""

@@ -7,7 +7,7 @@
 #include <span>
 #include <vector>
 
-#include "cuda/attention/plan.h"
+#include "cuda/attention/prefill_plan.h"
 
 namespace llmd::cuda {
 
@@ -33,6 +33,31 @@ struct HostPlan {
   std::int32_t tokens = 0;
 };
 
+// Starts of `shares` even shares of a line of items, [grid + 1]; `blocks`: those that are left when equal
+// ones are one. `lengths`: of the requests; empty: not noted.
+inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units, int heads, int shares,
+                                          int grid, std::span<const std::int32_t> lengths, int* blocks) {
+  const int count = static_cast<int>(units.size()) - 1;
+  std::vector<PieceStart> starts;
+  std::vector<std::int64_t> places;
+  for (int c = 0; c < shares; ++c) {
+    PieceStart start = StartAt(c * UnitCount::Cost(units[count]) / shares, units.data(), count, heads);
+    if (!lengths.empty()) start.length = lengths[start.request];
+    const std::int64_t place = PlaceOf(start, units.data(), heads);
+    if (!places.empty() && places.back() == place) continue;
+    places.push_back(place);
+    starts.push_back(start);
+  }
+  *blocks = static_cast<int>(places.size());
+  for (int i = 0; i < *blocks; ++i) {
+    FindEnds(starts[i], places.data(), i, *blocks, ItemUnits(units.data(), starts[i].request, heads));
+  }
+  PieceStart end{};
+  end.request = count;
+  starts.resize(grid + 1, end);
+  return starts;
+}
+
 inline HostPlan MakePlan(const PlanInput& in) {
   HostPlan plan;
   const int batch = static_cast<int>(in.lengths.size());
@@ -51,23 +76,36 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
   plan.shares = SharesOf(count, in.fixed_split, in.grid);
-  std::vector<std::int64_t> places;
-  for (int c = 0; c < plan.shares; ++c) {
-    PieceStart start = StartAt(c * UnitCount::Cost(count) / plan.shares, plan.units.data(), batch, in.heads);
-    start.length = in.lengths[start.request];
-    const std::int64_t place = PlaceOf(start, plan.units.data(), in.heads);
-    if (!places.empty() && places.back() == place) continue;
-    places.push_back(place);
-    plan.starts.push_back(start);
-  }
-  plan.blocks = static_cast<int>(places.size());
-  for (int i = 0; i < plan.blocks; ++i) {
-    FindEnds(plan.starts[i], places.data(), i, plan.blocks, in.window, in.unit_keys);
-  }
-  PieceStart end{};
-  end.request = batch;
-  plan.starts.resize(in.grid + 1, end);
+  plan.starts = MakeStarts(plan.units, in.heads, plan.shares, in.grid, in.lengths, &plan.blocks);
   return plan;
+}
+
+struct HostPrefillPlan {
+  std::vector<std::int64_t> units;  // [tiles + 1]
+  std::vector<PieceStart> starts;   // [grid + 1]
+  int shares = 0;                   // 0: items come from the counter
+  int blocks = 0;
+};
+
+// `plan` is that of `in`; `heads` are KV heads and `grid` the prefill kernel's.
+inline HostPrefillPlan MakePrefillPlan(const PlanInput& in, const HostPlan& plan, int heads, int grid) {
+  HostPrefillPlan prefill;
+  const int batch = static_cast<int>(in.lengths.size()), tiles = plan.prefill[batch];
+  if (tiles == 0 || !TilesOnLine(tiles, heads, in.fixed_split, grid)) return prefill;
+  std::int64_t count = 0;
+  int longest = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int request = LastAtOrBefore(plan.prefill.data(), 0, batch, tile);
+    const int steps =
+        TileUnits(in.lengths[request], in.rows[request], tile - plan.prefill[request], in.group, in.window);
+    prefill.units.push_back(count);
+    count += UnitCount::Make(std::int64_t{steps} * heads, heads);
+    longest = std::max(longest, steps);
+  }
+  prefill.units.push_back(count);
+  prefill.shares = PrefillShares(count, longest, grid);
+  prefill.starts = MakeStarts(prefill.units, heads, prefill.shares, grid, {}, &prefill.blocks);
+  return prefill;
 }
 
 }  // namespace llmd::cuda

@@ -1,5 +1,6 @@
 // The planner: one block, once a step. See plan.h for what is planned.
 #include "cuda/attention/launch.h"
+#include "cuda/attention/prefill_plan.h"
 #include "cuda/attention/workspace.h"
 #include "cuda/common/launch.h"
 
@@ -7,6 +8,7 @@ namespace llmd::cuda {
 namespace {
 
 constexpr int kThreads = 1024;
+static_assert(kMaxStarts < kThreads && kMaxLineTiles <= kThreads);
 constexpr int kSharedRequests = 2048;  // prefix sums of larger batches are read from global memory
 
 // Sum over the block's threads before this one; `total` of all.
@@ -38,7 +40,7 @@ struct PlanParams {
   Workspace workspace;
   llmd_page_list pages;
   const std::int32_t* q_start;
-  int batch, max_tokens, page_size, window, unit_keys, heads, group, grid;
+  int batch, max_tokens, page_size, window, unit_keys, heads, kv_heads, group, grid, prefill_grid;
   llmd_attention_mode mode;
   bool fixed_split;
 };
@@ -63,6 +65,71 @@ __device__ int LengthOf(const PlanParams& p, int request) {
     return 0;
   }
   return static_cast<int>(length);
+}
+
+// Starts of `shares` even shares of a line's cost; those that fall on one place are made one. The line is
+// `count` times `heads` equal items, `units` [count + 1] what lies before. `lengths` may be null.
+__device__ void PlanStarts(const std::int64_t* units, int count, int heads, int shares, int grid,
+                           const std::int32_t* lengths, PieceStart* starts, std::int64_t* places,
+                           std::int64_t* scratch) {
+  const std::int64_t cost = UnitCount::Cost(units[count]);
+  PieceStart start{};
+  std::int64_t place = -1;
+  const int c = threadIdx.x;
+  if (c < shares) {
+    start = StartAt(c * cost / shares, units, count, heads);
+    if (lengths != nullptr) start.length = lengths[start.request];
+    place = PlaceOf(start, units, heads);
+  }
+  places[c] = place;
+  __syncthreads();
+  const std::int64_t place_before = c > 0 ? places[c - 1] : -1;
+  std::int64_t blocks;
+  const bool first_of_place = c < shares && place != place_before;
+  const std::int64_t index = ExclusiveSum(first_of_place, blocks, scratch);
+  if (first_of_place) places[index] = place;
+  __syncthreads();
+  if (first_of_place) {
+    FindEnds(start, places, static_cast<int>(index), static_cast<int>(blocks),
+             ItemUnits(units, start.request, heads));
+    starts[index] = start;
+  }
+  if (c >= blocks && c <= grid) {
+    PieceStart end{};
+    end.request = count;
+    starts[c] = end;
+  }
+  __syncthreads();
+}
+
+// Puts prefill's tiles on a line, if they are few. `units`: shared, [kMaxLineTiles + 1].
+__device__ void PlanPrefill(const PlanParams& p, int tiles, std::int64_t* units, std::int64_t* places,
+                            std::int64_t* scratch) {
+  __shared__ int longest;
+  int shares = 0;
+  if (tiles > 0 && TilesOnLine(tiles, p.kv_heads, p.fixed_split, p.prefill_grid)) {
+    const int tile = threadIdx.x;
+    int steps = 0;
+    if (tile < tiles) {
+      const std::int32_t* before = p.workspace.prefill;
+      const int request = LastAtOrBefore(before, 0, p.batch, tile);
+      steps = TileUnits(p.workspace.lengths[request], p.q_start[request + 1] - p.q_start[request],
+                        tile - before[request], p.group, p.window);
+    }
+    if (tile == 0) longest = 0;
+    std::int64_t total;
+    const std::int64_t count =
+        tile < tiles ? UnitCount::Make(static_cast<std::int64_t>(steps) * p.kv_heads, p.kv_heads) : 0;
+    const std::int64_t sum = ExclusiveSum(count, total, scratch);
+    if (tile < tiles) units[tile] = sum;
+    if (tile == 0) units[tiles] = total;
+    atomicMax(&longest, steps);
+    __syncthreads();
+    shares = PrefillShares(total, longest, p.prefill_grid);
+    PlanStarts(units, tiles, p.kv_heads, shares, p.prefill_grid, nullptr, p.workspace.prefill_starts, places,
+               scratch);
+  }
+  if (threadIdx.x == 0) p.workspace.header->prefill_shares = shares;
 }
 
 __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
@@ -121,62 +188,11 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
   }
   __syncthreads();
 
-  // Starts: even shares of the cost line, those that fall on one place made one.
   const std::int64_t* units = in_shared ? shared_units : w.units;
-  const std::int64_t cost = UnitCount::Cost(all_units);
-  const std::int64_t unit_total = UnitCount::Units(all_units);
-  const int wanted =
-      static_cast<int>(min(PiecesWanted(unit_total, UnitCount::Items(all_units), p.fixed_split),
-                           static_cast<std::int64_t>(p.grid)));
-  PieceStart start{};
-  std::int64_t place = -1;
-  const int c = threadIdx.x;
-  if (c < wanted) {
-    start = StartAt(c * cost / wanted, units, p.batch, p.heads);
-    start.length = w.lengths[start.request];
-    place = PlaceOf(start, units, p.heads);
-  }
-  places[c] = place;
-  __syncthreads();
-  const std::int64_t place_before = c > 0 ? places[c - 1] : -1;
-  std::int64_t blocks;
-  bool first_of_place = c < wanted && place != place_before;
-  std::int64_t index = ExclusiveSum(first_of_place, blocks, scratch);
-  if (first_of_place) places[index] = place;
-  if (c == 0) places[blocks] = unit_total;
-  __syncthreads();
-  if (first_of_place) {
-    if (start.unit > 0) {
-      std::int64_t item = place - start.unit;
-      std::int64_t item_end = item + UnitsOf(start.length, p.window, p.unit_keys);
-      int low = 0, high = static_cast<int>(blocks);  // the last block that begins at or before the item
-      while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (places[middle] <= item)
-          low = middle;
-        else
-          high = middle;
-      }
-      start.first_block = low;
-      low = static_cast<int>(index),
-      high = static_cast<int>(blocks);  // the last that begins before the item's end
-      while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (places[middle] < item_end)
-          low = middle;
-        else
-          high = middle;
-      }
-      start.last_block = low;
-    }
-    w.starts[index] = start;
-  }
-  if (c >= blocks && c <= p.grid) {
-    PieceStart end{};
-    end.request = p.batch;
-    w.starts[c] = end;
-  }
-  if (c == 0) {
+  PlanStarts(units, p.batch, p.heads, SharesOf(all_units, p.fixed_split, p.grid), p.grid, w.lengths, w.starts,
+             places, scratch);
+  if (has_q) PlanPrefill(p, static_cast<int>(all_tiles), shared_units, places, scratch);
+  if (threadIdx.x == 0) {
     w.header->empty_rows = static_cast<std::int32_t>(all_empty);
     w.header->prefill_tiles = static_cast<std::int32_t>(all_tiles);
     w.header->tokens = has_q ? p.q_start[p.batch] : p.batch;
@@ -196,8 +212,10 @@ llmd_code LaunchPlan(const llmd_plan_args& args, const WorkspaceLayout& layout, 
                shape.window,
                layout.unit_keys,
                layout.item_heads,
+               shape.num_kv_heads,
                shape.num_q_heads / shape.num_kv_heads,
                layout.grid,
+               layout.prefill_grid,
                shape.mode,
                shape.fixed_split > 0};
   return LaunchKernel({.kernel = "plan", .grid = 1, .block = kThreads, .stream = stream}, PlanKernel, p);

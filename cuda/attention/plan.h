@@ -26,8 +26,10 @@ inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
 inline constexpr int kShortWindow = 512;  // keys
 inline constexpr int kShortRowBytes = 128;
+inline constexpr int kMaxStarts = 1023;   // that one block plans
 inline constexpr int kRowTile = 16;       // query heads of an item, the height of a matrix instruction
 inline constexpr int kPrefillRows = 128;  // packed rows (token, head of a group) of a prefill item
+inline constexpr int kPrefillKeys = 64;   // of a step of prefill, the unit of its items
 
 // Where a block's share begins; the next start is its end. Starts past the last share have request = batch.
 // `first_block` and `last_block` are the blocks that hold the beginning and the end of the item that is cut
@@ -45,8 +47,10 @@ struct alignas(32) PieceStart {
 struct PlanHeader {
   std::int32_t empty_rows;     // requests without a key, whose rows are zeroed
   std::int32_t prefill_tiles;  // row tiles of all requests
-  std::int32_t tokens;         // q_start[batch]
-  std::int32_t prefill_next;   // work counter of the prefill kernel
+  std::int32_t
+      prefill_shares;         // blocks that have a share of the line of tiles; 0: items come from the counter
+  std::int32_t tokens;        // q_start[batch]
+  std::int32_t prefill_next;  // work counter of the prefill kernel
   std::int32_t prefill_done;
   std::int32_t error_kind;  // llmd_data_error, written once
   std::int32_t error_request;
@@ -63,6 +67,10 @@ struct WorkspaceLayout {
   int unit_keys;
   std::int64_t slots;                                                           // parts of cut items
   std::size_t starts, units, lengths, empty, part_lse, part_o, prefill, bytes;  // offsets
+  int prefill_grid;                                                             // blocks
+  int prefill_rows;                                                             // of a partial result
+  std::int64_t prefill_slots;                                                   // partial results
+  std::size_t prefill_starts, prefill_counters, prefill_lse, prefill_partials;
 };
 
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
@@ -117,6 +125,15 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.part_o = take(all_slots * kRowTile * shape.head_dim * sizeof(float));
   if (shape.mode != LLMD_DECODE) {
     layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
+    layout.prefill_grid = std::min(2 * grid, kMaxStarts);
+    layout.prefill_rows = static_cast<int>(std::min<std::int64_t>(
+        kPrefillRows, static_cast<std::int64_t>(shape.max_tokens) * shape.num_q_heads / shape.num_kv_heads));
+    layout.prefill_slots = shape.fixed_split > 0 ? 0 : 2 * layout.prefill_grid;
+    layout.prefill_starts = take((layout.prefill_grid + 1) * sizeof(PieceStart));
+    layout.prefill_counters = take(layout.prefill_grid * sizeof(std::int32_t));
+    layout.prefill_lse = take(layout.prefill_slots * layout.prefill_rows * sizeof(float));
+    layout.prefill_partials =
+        take(layout.prefill_slots * layout.prefill_rows * shape.head_dim * sizeof(float));
   }
   layout.bytes = at;
   return layout;
@@ -208,7 +225,8 @@ LLMD_HD inline int SharesOf(std::int64_t count, bool fixed_split, int grid) {
 }
 
 // The last of places[low .. high - 1], which ascend, that is at or before `place`; `low` if none is.
-LLMD_HD inline int LastAtOrBefore(const std::int64_t* places, int low, int high, std::int64_t place) {
+template <typename T>
+LLMD_HD int LastAtOrBefore(const T* places, int low, int high, std::int64_t place) {
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (places[middle] <= place)
@@ -219,14 +237,14 @@ LLMD_HD inline int LastAtOrBefore(const std::int64_t* places, int low, int high,
   return low;
 }
 
-// Completes start `index` of `blocks`, at places[index]: the blocks at the ends of the item it cuts.
-LLMD_HD inline void FindEnds(PieceStart& start, const std::int64_t* places, int index, int blocks, int window,
-                             int unit_keys) {
+// Completes start `index` of `blocks`, at places[index], in an item of `item_units`: the blocks at the ends
+// of the item it cuts.
+LLMD_HD inline void FindEnds(PieceStart& start, const std::int64_t* places, int index, int blocks,
+                             int item_units) {
   if (start.unit == 0) return;
   const std::int64_t item = places[index] - start.unit;
   start.first_block = LastAtOrBefore(places, 0, blocks, item);
-  start.last_block =
-      LastAtOrBefore(places, index, blocks, item + UnitsOf(start.length, window, unit_keys) - 1);
+  start.last_block = LastAtOrBefore(places, index, blocks, item + item_units - 1);
 }
 
 }  // namespace llmd::cuda

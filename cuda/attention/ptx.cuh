@@ -22,13 +22,6 @@ __device__ __forceinline__ std::uint64_t EvictFirstPolicy() {
   return policy;
 }
 
-// For data that will be read again soon.
-__device__ __forceinline__ std::uint64_t EvictLastPolicy() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 // Copies 16 bytes to shared memory past L1; with `live` false it writes zeros and reads nothing.
 __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live,
                                             std::uint64_t policy) {
@@ -39,6 +32,11 @@ __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* gl
 __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t policy) {
   asm volatile("cp.async.cg.shared.global.L2::cache_hint [%0], [%1], 16, %2;" ::"r"(shared), "l"(global),
                "l"(policy)
+               : "memory");
+}
+// The same without a policy.
+__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(live ? 16 : 0)
                : "memory");
 }
 __device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -96,6 +94,23 @@ __device__ __forceinline__ void LoadShared16(std::uint32_t (&r)[4], std::uint32_
 }
 __device__ __forceinline__ void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared) {
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared));
+}
+
+__device__ __forceinline__ void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+               "r"(r[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void StoreShared8(std::uint32_t shared, std::uint64_t value) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(shared), "l"(value) : "memory");
+}
+
+// The same value, but of unknown origin: not computed again where it is used, and what is made of it in a
+// loop is not made before the loop and kept in registers.
+__device__ __forceinline__ std::uint32_t Opaque(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 __device__ __forceinline__ float Exp2(float x) {

@@ -15,13 +15,15 @@ namespace llmd::cuda {
 inline std::uint32_t SharedAddress(const void* pointer) { return emulator::SharedAddress(pointer); }
 
 inline std::uint64_t EvictFirstPolicy() { return 1; }
-inline std::uint64_t EvictLastPolicy() { return 2; }
 
 inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
 }
 inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, true, site);
+}
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, LLMD_SITE) {
+  emulator::CopyAsync(shared, global, live, site);
 }
 inline void PrefetchL2(const void*) {}
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
@@ -52,6 +54,14 @@ inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE)
 inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
+inline void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4], LLMD_SITE) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(r), site), r, sizeof(r));
+}
+inline void StoreShared8(std::uint32_t shared, std::uint64_t value, LLMD_SITE) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
+}
+
+inline std::uint32_t Opaque(std::uint32_t value) { return value; }
 
 // .ftz: what is too small for a normal number is zero.
 inline float FlushToZero(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }

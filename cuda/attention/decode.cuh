@@ -13,12 +13,13 @@
 
 #include "cuda/attention/decode_end.cuh"
 #include "cuda/attention/decode_load.cuh"
+#include "cuda/common/device.cuh"
 
 namespace llmd::cuda {
 
 template <typename Traits, int D>
 __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_constant__ DecodeParams p) {
-  extern __shared__ __align__(128) char memory[];
+  LLMD_DYNAMIC_SHARED(128, char, memory);
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   constexpr int kStages = Traits::kStages;
   const int warp = threadIdx.x / 32;

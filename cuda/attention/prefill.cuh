@@ -10,6 +10,7 @@
 
 #include "cuda/attention/prefill_params.h"
 #include "cuda/attention/ptx.cuh"
+#include "cuda/common/device.cuh"
 
 namespace llmd::cuda {
 
@@ -356,7 +357,7 @@ class PrefillTile {
 template <typename T, int D>
 __global__ void __launch_bounds__(kPrefillThreads, 2)
     PrefillKernel(const __grid_constant__ PrefillParams params) {
-  extern __shared__ __align__(128) char memory[];
+  LLMD_DYNAMIC_SHARED(128, char, memory);
   auto& shared = *reinterpret_cast<PrefillShared<D>*>(memory);
   PlanHeader* header = params.common.workspace.header;
   const int items = header->prefill_tiles * (params.common.heads / params.common.row_tiles);

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 
+#include "cuda/common/device.cuh"
 #include "llmd/attention/types.h"
 
 namespace llmd::cuda {
@@ -80,14 +81,10 @@ __device__ __forceinline__ Vec<T, N> LoadStream(const T* p) {
   if constexpr (kBytes % 16 == 0) {
     uint4* out = reinterpret_cast<uint4*>(&v);
 #pragma unroll
-    for (int i = 0; i < kBytes / 16; ++i) {
-      asm("ld.global.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
-          : "=r"(out[i].x), "=r"(out[i].y), "=r"(out[i].z), "=r"(out[i].w)
-          : "l"(reinterpret_cast<const uint4*>(p) + i));
-    }
+    for (int i = 0; i < kBytes / 16; ++i) out[i] = LoadStream16(reinterpret_cast<const uint4*>(p) + i);
   } else if constexpr (kBytes == 8) {
     uint2* out = reinterpret_cast<uint2*>(&v);
-    asm("ld.global.L1::no_allocate.v2.u32 {%0, %1}, [%2];" : "=r"(out->x), "=r"(out->y) : "l"(p));
+    *out = LoadStream8(p);
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) v.at[i] = p[i];

@@ -8,6 +8,7 @@
 
 #include "cuda/cache/placement.cuh"
 #include "cuda/common/convert.cuh"
+#include "cuda/common/device.cuh"
 #include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
 #include "cuda/kernels.h"
@@ -83,7 +84,7 @@ __global__ void __launch_bounds__(kThreads)
                const __grid_constant__ llmd_append_kv_args append,
                const __grid_constant__ FastDivide page_size) {
   constexpr bool kAppend = !std::is_void_v<Cache>;
-  extern __shared__ float2 turns[];  // [tokens][pairs]
+  LLMD_DYNAMIC_SHARED(8, float2, turns);  // [tokens][pairs]
   __shared__ Place places[kMaxTokens];
   const int pairs = job.rotary_dim / 2;
   const int first_token = blockIdx.x * job.tokens_a_block;

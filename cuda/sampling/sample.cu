@@ -11,6 +11,7 @@
 #include <cmath>
 
 #include "cuda/common/convert.cuh"
+#include "cuda/common/device.cuh"
 #include "cuda/common/launch.h"
 #include "cuda/common/math.cuh"
 #include "cuda/kernels.h"
@@ -386,7 +387,7 @@ __device__ void Draw(const Row<T>& row, const Threshold& threshold, uint64_t ran
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) SampleKernel(const __grid_constant__ llmd_sample_args args) {
-  extern __shared__ uint32_t words[];
+  LLMD_DYNAMIC_SHARED(4, uint32_t, words);
   __shared__ Shared shared;
   constexpr int N = Row<T>::N;
   const int b = blockIdx.x;

@@ -72,4 +72,13 @@ absl::StatusOr<std::vector<KvAddress>> KvAddressesOf(const sched::EndpointMetada
   return addresses;
 }
 
+absl::StatusOr<index::RemovalPolicy> KvRemovalOf(const sched::EndpointMetadata& endpoint) {
+  const auto label = endpoint.labels.find(kKvRemovalLabel);
+  if (label == endpoint.labels.end() || label->second == "set") return index::RemovalPolicy::kSet;
+  if (label->second == "refcount") return index::RemovalPolicy::kRefcount;
+  return absl::InvalidArgumentError(absl::StrCat("label ", ToAbsl(kKvRemovalLabel), " is \"",
+                                                 label->second.substr(0, 40),
+                                                 "\", expected \"set\" or \"refcount\""));
+}
+
 }  // namespace llmd::host

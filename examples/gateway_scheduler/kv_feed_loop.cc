@@ -149,10 +149,12 @@ KvFeedLoop::Endpoint KvFeedLoop::Describe(std::shared_ptr<const sched::EndpointI
   Endpoint endpoint;
   const sched::EndpointMetadata& metadata = identity->metadata;
   auto addresses = KvAddressesOf(metadata, options_.precise.kv_events);
-  if (addresses.ok()) {
+  const auto removal = KvRemovalOf(metadata);
+  if (addresses.ok() && removal.ok()) {
     endpoint.addresses = *std::move(addresses);
+    endpoint.gpu_removal = *removal;
   } else {
-    endpoint.problem = std::string(addresses.status().message());
+    endpoint.problem = std::string((addresses.ok() ? removal.status() : addresses.status()).message());
   }
   const auto label = metadata.labels.find(kKvModelLabel);
   endpoint.default_model = label == metadata.labels.end() ? options_.default_model : label->second;
@@ -173,7 +175,8 @@ void KvFeedLoop::SetEndpoints(const EndpointIdentities& endpoints,
     const bool stays =
         it != wanted.end() && !left.contains(id) && endpoint->problem.empty() && it->second.problem.empty() &&
         it->second.identity->host_port == endpoint->identity->host_port &&
-        it->second.addresses == endpoint->addresses && it->second.default_model == endpoint->default_model;
+        it->second.addresses == endpoint->addresses && it->second.default_model == endpoint->default_model &&
+        it->second.gpu_removal == endpoint->gpu_removal;
     if (stays) {
       endpoint->identity = std::move(it->second.identity);
       wanted.erase(it);
@@ -208,6 +211,7 @@ std::unique_ptr<KvPublisher> KvFeedLoop::NewPublisher(const Endpoint& endpoint, 
                              .holder_name = absl::StrCat(endpoint.identity->host_port, ToAbsl(suffix)),
                              .replay = replay,
                              .default_model = endpoint.default_model,
+                             .gpu_removal = endpoint.gpu_removal,
                              .stream = options_.stream,
                              .disconnect_grace = options_.disconnect_grace};
   options.stream.replay = !replay.empty();

@@ -56,6 +56,7 @@ class KvFeedLoop {
     std::shared_ptr<const sched::EndpointIdentity> identity;
     std::vector<KvAddress> addresses;
     std::string default_model;
+    index::RemovalPolicy gpu_removal = index::RemovalPolicy::kSet;
     std::vector<std::unique_ptr<Subscriber>> subscribers;
     std::map<Rank, Visitor> visitors;
     std::string problem;

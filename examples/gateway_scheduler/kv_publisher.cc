@@ -228,7 +228,8 @@ void KvPublisher::Perform(absl::Time now, events::PublisherStream::Actions actio
 
 void KvPublisher::Apply(absl::Time now, std::span<const std::byte> payload) {
   if (ingest_id_ == 0) {
-    const absl::Status added = intake_.Add(*this, {.endpoint = options_.holder_name, .model = model_});
+    const absl::Status added = intake_.Add(
+        *this, {.endpoint = options_.holder_name, .model = model_, .gpu_removal = options_.gpu_removal});
     if (!added.ok()) {
       ++bad_batches_;
       last_error_ = std::string(added.message());

@@ -82,6 +82,7 @@ struct KvPublisherOptions {
   std::string holder_name = {};    // unique among all publishers
   std::string replay = {};         // address of the replay socket; empty: none
   std::string default_model = {};  // where the topic does not say; empty: not known
+  index::RemovalPolicy gpu_removal = index::RemovalPolicy::kSet;
   events::StreamOptions stream = {};
   absl::Duration disconnect_grace = absl::Seconds(30);
 };

@@ -71,5 +71,13 @@ TEST(KvAddressesTest, RefusalsNameLabelAndLimit) {
       HasSubstr("as many"));
 }
 
+TEST(KvAddressesTest, RemovalIsSetOrRefcount) {
+  EXPECT_EQ(*KvRemovalOf(At("h", 0)), index::RemovalPolicy::kSet);
+  EXPECT_EQ(*KvRemovalOf(At("h", 0, {{"llmd.ai/kv-removal", "set"}})), index::RemovalPolicy::kSet);
+  EXPECT_EQ(*KvRemovalOf(At("h", 0, {{"llmd.ai/kv-removal", "refcount"}})), index::RemovalPolicy::kRefcount);
+  EXPECT_THAT(std::string(KvRemovalOf(At("h", 0, {{"llmd.ai/kv-removal", "Set"}})).status().message()),
+              HasSubstr("label llmd.ai/kv-removal is \"Set\", expected"));
+}
+
 }  // namespace
 }  // namespace llmd::host

@@ -278,6 +278,26 @@ TEST_F(KvEventFeedTest, ModelOfTheEndpointsLabelServesWhereTheTopicIsSilent) {
   AwaitDepth("a", MakePrompt(1, 4), 4, "labelled");
 }
 
+TEST_F(KvEventFeedTest, LabelSaysWhetherCopiesAreCounted) {
+  TestPublisher counted({.replay_port = -1});
+  TestPublisher once({.replay_port = -1});
+  TestEngine engine;
+  StartFeed();
+  SetEndpoints({EndpointAt("a", 1, counted.port(), 0, {{"llmd.ai/kv-removal", "refcount"}}),
+                EndpointAt("b", 2, once.port(), 0)});
+  const auto stored = engine.Store(MakePrompt(1, 4));
+  const auto removed = engine.Remove(MakePrompt(1, 4), 2);
+  const auto last = engine.Store(MakePrompt(2, 1));
+  for (TestPublisher* publisher : {&counted, &once}) {
+    publisher->AwaitSubscriber();
+    for (const auto& batch : {stored, stored, removed, last}) publisher->Publish(batch);
+  }
+  AwaitDepth("a", MakePrompt(2, 1), 1);
+  AwaitDepth("b", MakePrompt(2, 1), 1);
+  EXPECT_EQ(Match(MakePrompt(1, 4))["a"], 4);
+  EXPECT_EQ(Match(MakePrompt(1, 4))["b"], 2);
+}
+
 TEST_F(KvEventFeedTest, OtherModelInTheTopicStartsThePublisherAnew) {
   TestPublisher publisher({.replay_port = -1});
   TestEngine engine;

@@ -1,0 +1,56 @@
+// What kernels call when they run on the CPU; cuda_language.h and the headers below include/ give these functions the
+// names that CUDA has for them. A Site is where the kernel's source calls, for messages and to tell one collective
+// from another.
+#ifndef LLMD_TESTS_CUDA_EMULATOR_KERNEL_SIDE_H_
+#define LLMD_TESTS_CUDA_EMULATOR_KERNEL_SIDE_H_
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <source_location>
+#include <string>
+
+namespace llmd::emulator {
+
+using Site = std::source_location;
+
+// Ends the grid with an error that cudaStreamSynchronize() returns, after a report of kernel, block and thread.
+void Fail(const std::string& what, Site site);
+
+// Returns when each lane of `mask` that has not returned from the kernel has come here; the last one to come runs
+// `together` on the arguments of all. kAligned: an instruction that all lanes of the warp must execute.
+enum class Lanes { kOfMask, kAligned };
+using Together = void (*)(void* const (&arguments)[32], unsigned lanes);
+void Collective(const char* name, unsigned mask, void* argument, Together together, Site site,
+                Lanes lanes = Lanes::kOfMask);
+
+// Barrier 0 to 15 of the block, for `threads` of it, or for all that have not returned (0). Returns how many came with
+// `predicate`.
+unsigned Barrier(const char* name, int barrier, int threads, bool predicate, Site site);
+
+// Other blocks may run now: at what is visible to them. kPoll: this thread waits for something that they do.
+enum class Visible { kAccess, kPoll };
+void VisibleToOthers(const void* address, Visible visible, Site site);
+
+// Asynchronous copies, done only when the thread waits for them. Until then the target holds poison.
+void CopyAsync(std::uint32_t shared, const void* global, bool live, Site site);
+void CopyAsyncCommit();
+void CopyAsyncWait(int pending_groups);
+
+// Shared memory: a block's dynamic part, and 32-bit addresses of any.
+char* DynamicShared();
+std::uint32_t SharedAddress(const void* pointer);
+void* SharedPointer(std::uint32_t address, std::size_t bytes, Site site);  // checks range and alignment
+
+// Programmatic dependent launch.
+void WaitForGridBefore(Site site);
+void AllowGridAfter();
+
+// How to call a kernel, so that cudaLaunchKernelExC() can: from the launch's array of pointers to arguments to a
+// function that one thread runs.
+using Call = std::function<void()>;
+void DeclareKernel(const void* kernel, Call (*bind)(const void* kernel, void** arguments));
+
+}  // namespace llmd::emulator
+
+#endif  // LLMD_TESTS_CUDA_EMULATOR_KERNEL_SIDE_H_

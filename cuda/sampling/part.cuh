@@ -10,8 +10,9 @@
 
 namespace llmd::cuda {
 
-inline constexpr int kSampleThreads = 512;
-inline constexpr int kSampleWarps = kSampleThreads / 32;
+inline constexpr int kLogSampleWarps = 4;
+inline constexpr int kSampleWarps = 1 << kLogSampleWarps;
+inline constexpr int kSampleThreads = 32 * kSampleWarps;
 inline constexpr int kUnitBits = 40;
 
 // The row is cut into steps of 32 vectors, and those into runs, one a warp of the cluster: ids stay in order.
@@ -24,13 +25,15 @@ class Part {
   using Key = std::conditional_t<sizeof(T) == 4, uint32_t, uint16_t>;
 
   // `kept`: room for the block's part, if `keep`.
-  __device__ Part(const T* logits, int vocab, int rank, int blocks, Key* kept, bool keep)
+  // The row has 2^log_blocks blocks.
+  __device__ Part(const T* logits, int vocab, int rank, int log_blocks, Key* kept, bool keep)
       : logits_(logits), vocab_(vocab), kept_(kept), keep_(keep) {
-    const uint32_t steps = (vocab + kStep - 1) / kStep, runs = blocks * kSampleWarps;
+    const uint64_t steps = (vocab + kStep - 1) / kStep;
     const uint32_t run = rank * kSampleWarps + threadIdx.x / 32;
-    begin_ = static_cast<int>(uint64_t{steps} * run / runs) * kStep;
-    end_ = static_cast<int>(uint64_t{steps} * (run + 1) / runs) * kStep;
-    first_ = static_cast<int>(uint64_t{steps} * rank / blocks) * kStep;
+    const int log_runs = log_blocks + kLogSampleWarps;
+    begin_ = static_cast<int>(steps * run >> log_runs) * kStep;
+    end_ = static_cast<int>(steps * (run + 1) >> log_runs) * kStep;
+    first_ = static_cast<int>(steps * rank >> log_blocks) * kStep;
   }
 
   int begin_, end_;  // ids of the warp

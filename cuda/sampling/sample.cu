@@ -27,15 +27,15 @@ struct Threshold {
 template <typename T>
 class Sampler {
  public:
-  __device__ Sampler(const llmd_sample_args& args, int row, int blocks, int rank, SampleShared* shared,
+  __device__ Sampler(const llmd_sample_args& args, int log_blocks, SampleShared* shared,
                      typename Part<T>::Key* kept, bool keep)
       : args_(args),
-        row_(row),
-        blocks_(blocks),
-        rank_(rank),
+        row_(blockIdx.x >> log_blocks),
+        blocks_(1 << log_blocks),
+        rank_(blockIdx.x & (blocks_ - 1)),
         shared_(shared),
-        part_(static_cast<const T*>(args.logits) + row * args.row_stride, args.vocab, rank, blocks, kept,
-              keep) {}
+        part_(static_cast<const T*>(args.logits) + row_ * args.row_stride, args.vocab, rank_, log_blocks,
+              kept, keep) {}
 
   __device__ void Run() {
     ClusterArrive();  // awaited before the first write to another block
@@ -44,22 +44,21 @@ class Sampler {
     const uint64_t best = Greatest(top_k, &floor);
     const auto max_key = static_cast<uint32_t>(best >> 32);
     const bool writes = rank_ == 0 && threadIdx.x == 0;
-    float* logprob = args_.logprobs == nullptr ? nullptr : args_.logprobs + row_;
     if (max_key == kKeyOfMinusInfinity<T> || max_key == kKeyOfInfinity<T>) {
       if (writes) {
         args_.tokens[row_] = -1;
-        if (logprob != nullptr) *logprob = NAN;
+        if (args_.logprobs != nullptr) args_.logprobs[row_] = NAN;
       }
       return;
     }
     const float temperature = Temperature();
     const bool greedy = !(temperature > 0);
     if (greedy && writes) args_.tokens[row_] = static_cast<int32_t>(~static_cast<uint32_t>(best));
-    if (greedy && logprob == nullptr) return;
+    if (greedy && args_.logprobs == nullptr) return;
     const Weights<T> weights(max_key, greedy ? 1.0f : temperature);
     Threshold threshold = {max_key, 0};
     if (!greedy) threshold = Filter(weights, top_k, floor);
-    Draw(weights, threshold, greedy, logprob);
+    Draw(weights, threshold, greedy);
   }
 
  private:
@@ -154,7 +153,7 @@ class Sampler {
 
   // Draws the token: the first, in the order of ids, at which the running weight of what is kept passes the
   // draw. Greedy: only its probability.
-  __device__ void Draw(const Weights<T>& weights, const Threshold& threshold, bool greedy, float* logprob) {
+  __device__ void Draw(const Weights<T>& weights, const Threshold& threshold, bool greedy) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int runs = blocks_ * kSampleWarps, run = rank_ * kSampleWarps + warp;
     uint64_t kept = 0, all = 0;
@@ -163,7 +162,7 @@ class Sampler {
 #pragma unroll
       for (int j = 0; j < N; ++j) {
         equals += keys[j] == threshold.key;
-        if (keys[j] <= threshold.key && logprob == nullptr) continue;
+        if (keys[j] <= threshold.key && args_.logprobs == nullptr) continue;
         const uint64_t weight = weights.Of(keys[j]);
         all += weight;
         if (keys[j] > threshold.key) kept += weight;
@@ -191,7 +190,7 @@ class Sampler {
     }
     all = WarpReduce(all, Add());
     if (greedy) {
-      if (run == 0 && lane == 0) *logprob = static_cast<float>(-LogOf(all));
+      if (run == 0 && lane == 0) args_.logprobs[row_] = static_cast<float>(-LogOf(all));
       return;
     }
     uint64_t unused;
@@ -225,12 +224,12 @@ class Sampler {
     chosen = __shfl_sync(~0u, chosen, holder);
     running = __shfl_sync(~0u, running, holder);
     before = __shfl_sync(~0u, before, holder);
-    if (chosen == run) Pick(weights, threshold, draw, running, before, all, logprob);
+    if (chosen == run) Pick(weights, threshold, draw, running, before, all);
   }
 
   // The token in the warp's run, before which are `running` of weight and `before` tokens at the threshold.
   __device__ void Pick(const Weights<T>& weights, const Threshold& threshold, uint64_t draw, uint64_t running,
-                       uint64_t before, uint64_t all, float* logprob) const {
+                       uint64_t before, uint64_t all) const {
     const uint64_t each = threshold.equals == 0 ? 0 : weights.Of(threshold.key);
     for (int at = part_.begin_; at < part_.end_; at += Part<T>::kStep) {
       uint32_t keys[N];
@@ -255,8 +254,8 @@ class Sampler {
           const uint64_t weight = weight_of(keys[j], &rank);
           if (passed <= draw && draw < passed + weight) {
             args_.tokens[row_] = at + static_cast<int>(threadIdx.x % 32) * N + j;
-            if (logprob != nullptr) {
-              *logprob =
+            if (args_.logprobs != nullptr) {
+              args_.logprobs[row_] =
                   static_cast<float>((LogitOf<T>(keys[j]) - weights.max_logit) / Temperature() - LogOf(all));
             }
           }
@@ -299,11 +298,11 @@ class Sampler {
 
 template <typename T>
 __global__ void __launch_bounds__(kSampleThreads, 2)
-    SampleKernel(const __grid_constant__ llmd_sample_args args, int blocks, bool keep) {
+    SampleKernel(const __grid_constant__ llmd_sample_args args, int log_blocks, bool keep) {
   LLMD_DYNAMIC_SHARED(16, char, memory);
   auto* shared = reinterpret_cast<SampleShared*>(memory);
   auto* kept = reinterpret_cast<typename Part<T>::Key*>(memory + sizeof(SampleShared));
-  Sampler<T>(args, blockIdx.x / blocks, blocks, blockIdx.x % blocks, shared, kept, keep).Run();
+  Sampler<T>(args, log_blocks, shared, kept, keep).Run();
 }
 
 // Blocks a row: as many as let it stay in shared memory with two blocks a multiprocessor, and more while the
@@ -312,28 +311,28 @@ template <typename T>
 llmd_code Run(const llmd_sample_args& args, llmd_stream stream) {
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
-  const int most = device->capability >= 90 ? kMaxBlocks : 1;
+  const int most = device->capability >= 90 ? kLogMaxBlocks : 0;
   const int steps = CeilDivide(args.vocab, Part<T>::kStep);
-  const auto bytes = [&](int blocks) {
-    return static_cast<int>(sizeof(SampleShared)) + CeilDivide(steps, blocks) * 32 * 16;
+  const auto bytes = [&](int log) {
+    return static_cast<int64_t>(sizeof(SampleShared)) + int64_t{CeilDivide(steps, 1 << log)} * 32 * 16;
   };
   const int half = device->max_shared_bytes / 2 - 1024;
-  int blocks = 1;
-  while (blocks < most && bytes(blocks) > half) blocks *= 2;
-  while (blocks < most && int64_t{2} * blocks * args.batch <= 2 * device->sms &&
-         steps >= 2 * (2 * blocks) * kSampleWarps) {
-    blocks *= 2;
+  int log_blocks = 0;
+  while (log_blocks < most && bytes(log_blocks) > half) ++log_blocks;
+  while (log_blocks < most && (int64_t{args.batch} << log_blocks) <= device->sms &&
+         steps >= 4 * kSampleWarps << log_blocks) {
+    ++log_blocks;
   }
-  const bool keep = bytes(blocks) <= device->max_shared_bytes;
-  const size_t shared = keep ? bytes(blocks) : sizeof(SampleShared);
+  const bool keep = bytes(log_blocks) <= device->max_shared_bytes;
+  const size_t shared = keep ? bytes(log_blocks) : sizeof(SampleShared);
   if (const llmd_code code = AllowShared("sample", SampleKernel<T>, shared); code != LLMD_OK) return code;
   const Launch launch = {.kernel = "sample",
-                         .grid = dim3(static_cast<unsigned>(args.batch) * blocks),
+                         .grid = dim3(static_cast<unsigned>(args.batch) << log_blocks),
                          .block = dim3(kSampleThreads),
                          .shared_bytes = shared,
                          .stream = stream,
-                         .cluster = static_cast<unsigned>(blocks)};
-  return LaunchKernel(launch, SampleKernel<T>, args, blocks, keep);
+                         .cluster = 1u << log_blocks};
+  return LaunchKernel(launch, SampleKernel<T>, args, log_blocks, keep);
 }
 
 }  // namespace
@@ -342,6 +341,7 @@ llmd_code Sample(const llmd_sample_args& args, llmd_stream stream) {
   if (args.batch == 0) return LLMD_OK;
   if (args.batch > INT32_MAX / kMaxBlocks)
     return attention::Fail(LLMD_UNSUPPORTED, "sample: batch is 2^28 or more");
+  if (args.vocab > INT32_MAX / 2) return attention::Fail(LLMD_UNSUPPORTED, "sample: vocab is 2^30 or more");
   return DispatchDtype(args.dtype, [&](auto element) { return Run<decltype(element)>(args, stream); });
 }
 

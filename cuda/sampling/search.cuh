@@ -9,7 +9,8 @@
 
 namespace llmd::cuda {
 
-inline constexpr int kMaxBlocks = 8;  // a row: what every device with clusters has
+inline constexpr int kLogMaxBlocks = 3;  // a row: eight are what every device with clusters has
+inline constexpr int kMaxBlocks = 1 << kLogMaxBlocks;
 inline constexpr int kBinBits = 11;
 inline constexpr int kBins = 1 << kBinBits;
 inline constexpr int kCopies = 2;  // of a histogram: neighbouring lanes do not meet in one word

@@ -4,6 +4,7 @@
 #define LLMD_CUDA_ATTENTION_HOST_PLAN_H_
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -20,12 +21,14 @@ struct PlanInput {
   int window = 0;
   int unit_keys = kUnitKeys;
   bool fixed_split = false;
+  std::int64_t most_units = std::numeric_limits<std::int64_t>::max();  // with a fixed split: of all items
   int grid = 1;
 };
 
 struct HostPlan {
   std::vector<PieceStart> starts;     // [grid + 1]
   std::vector<std::int64_t> units;    // [batch + 1]
+  std::vector<std::int32_t> lengths;  // 0 for requests that find no room
   std::vector<std::int32_t> empty;    // rows to zero
   std::vector<std::int32_t> prefill;  // [batch + 1]
   int shares = 0;                     // of the cost line
@@ -37,9 +40,17 @@ inline HostPlan MakePlan(const PlanInput& in) {
   HostPlan plan;
   const int batch = static_cast<int>(in.lengths.size());
   std::int64_t count = 0, tiles = 0;
+  std::int64_t asked = 0;  // units, of those that found no room as well
   for (int b = 0; b < batch; ++b) {
     const int rows = in.rows.empty() ? 1 : in.rows[b];
-    const RequestWork work = WorkOf(in.mode, in.lengths[b], rows, in.group, in.window, in.unit_keys);
+    int length = in.lengths[b];
+    RequestWork work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    asked += std::int64_t{work.units} * in.heads;
+    if (work.units > 0 && in.fixed_split && asked > in.most_units) {
+      length = 0;
+      work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    }
+    plan.lengths.push_back(length);
     plan.units.push_back(count);
     plan.prefill.push_back(static_cast<std::int32_t>(tiles));
     if (work.units > 0) count += UnitCount::Make(std::int64_t{work.units} * in.heads, in.heads);
@@ -51,18 +62,22 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
   plan.shares = SharesOf(count, in.fixed_split, in.grid);
-  std::vector<std::int64_t> places;
+  const Shares shares(UnitCount::Cost(count), plan.shares);
+  std::vector<int> blocks;  // of each share
+  std::vector<Start> starts;
   for (int c = 0; c < plan.shares; ++c) {
-    PieceStart start = StartAt(c * UnitCount::Cost(count) / plan.shares, plan.units.data(), batch, in.heads);
-    start.length = in.lengths[start.request];
-    const std::int64_t place = PlaceOf(start, plan.units.data(), in.heads);
-    if (!places.empty() && places.back() == place) continue;
-    places.push_back(place);
-    plan.starts.push_back(start);
+    Start start = StartAt(shares.Begin(c), plan.units.data(), batch, in.heads);
+    if (starts.empty() || starts.back().place != start.place) starts.push_back(start);
+    blocks.push_back(static_cast<int>(starts.size()) - 1);
   }
-  plan.blocks = static_cast<int>(places.size());
-  for (int i = 0; i < plan.blocks; ++i) {
-    FindEnds(plan.starts[i], places.data(), i, plan.blocks, in.window, in.unit_keys);
+  plan.blocks = static_cast<int>(starts.size());
+  for (Start& start : starts) {
+    start.piece.length = plan.lengths[start.piece.request];
+    if (start.piece.unit > 0) {
+      start.piece.first_block = blocks[FirstShare(start, shares)];
+      start.piece.last_block = blocks[LastShare(start, shares)];
+    }
+    plan.starts.push_back(start.piece);
   }
   PieceStart end{};
   end.request = batch;

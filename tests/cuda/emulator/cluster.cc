@@ -65,9 +65,10 @@ void* OfBlock(void* shared, unsigned rank, Site site) {
     Fail("shared memory of block " + std::to_string(rank) + " of the cluster, which does not run", site);
   }
   // The other's __shared__ variables are not in place: only what is dynamic can be reached.
-  const std::size_t offset = static_cast<std::size_t>(static_cast<char*>(shared) -
-                                                      Current()->block->shared.dynamic());
-  if (offset >= block.grid->shared_bytes) Fail("only dynamic shared memory of another block is emulated", site);
+  const std::size_t offset =
+      static_cast<std::size_t>(static_cast<char*>(shared) - Current()->block->shared.dynamic());
+  if (offset >= block.grid->shared_bytes)
+    Fail("only dynamic shared memory of another block is emulated", site);
   return other->shared.dynamic() + offset;
 }
 

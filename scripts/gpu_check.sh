@@ -8,31 +8,34 @@
 #     --build DIR      build folder (default build/gpu)
 #     --peers FILE     archive of bench/attention/pack_peers.sh; without it, peers are what python3 can import
 #     --grid quick|full  of the benchmarks (default quick)
-#     --only LIST      of build,tests,sanitize,bench,peers (default all)
+#     --only LIST      of build,tests,bench,peers,sanitize (default all), in this order
 #     --parts LIST     of the peers: decode,sweep,mixes,prefill (default all)
-#     --seconds N      for everything (default 530); peers get what is left
+#     --seconds N      for everything (default 530)
+#     --peer-seconds N for the peers (default 270), less if the sanitizers after them would not fit
 #     --out DIR        logs and raw results (default build/gpu_check)
 #     --work DIR       unpacked packages and caches of compilers (default a new one below /tmp)
 #     --results DIR    where attention-<gpu>.json goes (default bench/results)
 #     --keep           go on with the peers' results already in the output folder
 #
-# Every stage has a time limit of its own and its log in the output folder; a table at the end says how each went. The
-# exit status is 1 if a stage failed. A stage that cannot run here (no compute-sanitizer, no PyTorch) is skipped, and
+# Every stage has a time limit of its own and its log in the output folder; a table at the end says how each went. What
+# matters most comes first, and the results are written after each stage that adds to them. The exit status is 1 if a
+# stage failed. A stage that cannot run here (no compute-sanitizer, no PyTorch) is skipped, and
 # the table says so.
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
 prebuilt="" build=$root/build/gpu peers="" grid=quick
-only=build,tests,sanitize,bench,peers parts=decode,sweep,mixes,prefill
-seconds=530 out=$root/build/gpu_check results=$root/bench/results work="" keep=0
+only=build,tests,bench,peers,sanitize parts=decode,sweep,mixes,prefill
+seconds=530 peer_seconds=270 out=$root/build/gpu_check results=$root/bench/results work="" keep=0
 usage() { sed -n '2,/^set /{/^set /d;s/^# \{0,1\}//;p}' "$0"; }
 while [ $# -gt 0 ]; do
   case $1 in
     --help) usage; exit 0 ;;
     --keep) keep=1; shift; continue ;;
-    --prebuilt | --build | --peers | --grid | --only | --parts | --seconds | --out | --work | --results)
+    --prebuilt | --build | --peers | --grid | --only | --parts | --seconds | --peer-seconds | --out | --work | --results)
       [ $# -ge 2 ] || { usage >&2; exit 2; }
-      printf -v "${1#--}" %s "$2"
+      name=${1#--}
+      printf -v "${name//-/_}" %s "$2"
       shift 2 ;;
     *) echo "unknown: $1" >&2; usage >&2; exit 2 ;;
   esac
@@ -122,6 +125,52 @@ if wanted tests; then
   fi
 fi
 
+if wanted bench; then
+  if [ -e "$bench" ]; then
+    limit=120
+    [ "$grid" != full ] || limit=200
+    stage bench $((limit + 30)) "$bench" --grid "$grid" --seconds $limit --json "$out/ours.jsonl"
+  else
+    note bench FAILED 0 "no $bench"
+  fi
+fi
+
+# Writes what there is by now.
+summarize() {
+  timeout 20 python3 bench/attention/summarize.py --ours "$out/ours.jsonl" --peers "$out/peers.jsonl" \
+    --environment "$out/environment.txt" --out "$results" --markdown "$out/table.md" >"$out/summary.txt" 2>&1 ||
+    note summary FAILED 0 "$(tail -n 1 "$out/summary.txt")"
+}
+[ $keep -eq 1 ] || rm -f "$out/peers.jsonl"
+! wanted bench || summarize
+
+sanitize_limit=110
+if wanted peers; then
+  [ -z "${unpacking:-}" ] || wait "$unpacking"
+  [ ! -d "$site/site" ] || export PYTHONPATH=$site/site${PYTHONPATH:+:$PYTHONPATH}
+  export FLASHINFER_WORKSPACE_BASE=$work/jit FLASHINFER_CUDA_ARCH_LIST=${FLASHINFER_CUDA_ARCH_LIST:-9.0a}
+  export TRITON_CACHE_DIR=$work/jit/triton PYTHONUNBUFFERED=1
+  budget=$(($(left) - 25))
+  ! wanted sanitize || ! command -v compute-sanitizer >/dev/null || budget=$((budget - sanitize_limit))
+  [ "$budget" -le "$peer_seconds" ] || budget=$peer_seconds
+  if ! python3 -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+    note peers skipped 0 "no PyTorch"
+  elif [ "$budget" -lt 30 ]; then
+    note peers skipped 0 "no time left"
+  elif ! timeout 20 "$bench" --list --grid "$grid" >"$out/cases.jsonl"; then
+    note peers FAILED 0 "bench_attention --list"
+  else
+    arguments=(--library "$library" --cases "$out/cases.jsonl" --json "$out/peers.jsonl" --part "$parts")
+    [ ! -d "$site/prebuilt" ] || arguments+=(--prebuilt "$site/prebuilt")
+    [ ! -d "$site/vllm" ] || arguments+=(--vllm "$site/vllm")
+    mkdir -p "$out/peers"
+    arguments+=(--logs "$out/peers" --seconds "$budget")
+    stage peers $((budget + 15)) python3 bench/attention/peers.py "${arguments[@]}"
+    grep -a ' in .* of .*: ' "$out/peers.log" | cut -c1-150 | sort | uniq | head -n 20
+    summarize
+  fi
+fi
+
 # All four tools at once, on the cases that are small enough for them.
 if wanted sanitize; then
   if ! command -v compute-sanitizer >/dev/null; then
@@ -129,7 +178,7 @@ if wanted sanitize; then
   elif [ ! -e "$tests" ]; then
     note sanitize FAILED 0 "no $tests"
   else
-    start=$SECONDS limit=110
+    start=$SECONDS limit=$sanitize_limit
     [ $limit -le "$(left)" ] || limit=$(left)
     declare -A tool_pid
     for tool in memcheck racecheck initcheck synccheck; do
@@ -149,45 +198,7 @@ if wanted sanitize; then
   fi
 fi
 
-if wanted bench; then
-  if [ -e "$bench" ]; then
-    limit=120
-    [ "$grid" != full ] || limit=200
-    stage bench $((limit + 30)) "$bench" --grid "$grid" --seconds $limit --json "$out/ours.jsonl"
-  else
-    note bench FAILED 0 "no $bench"
-  fi
-fi
-
-if wanted peers; then
-  [ -z "${unpacking:-}" ] || wait "$unpacking"
-  [ ! -d "$site/site" ] || export PYTHONPATH=$site/site${PYTHONPATH:+:$PYTHONPATH}
-  export FLASHINFER_WORKSPACE_BASE=$work/jit FLASHINFER_CUDA_ARCH_LIST=${FLASHINFER_CUDA_ARCH_LIST:-9.0a}
-  export TRITON_CACHE_DIR=$work/jit/triton PYTHONUNBUFFERED=1
-  if ! python3 -c 'import torch; assert torch.cuda.is_available()' >"$out/torch.log" 2>&1; then
-    note peers skipped 0 "no PyTorch that sees the GPU"
-  elif ! "$bench" --list --grid "$grid" >"$out/cases.jsonl"; then
-    note peers FAILED 0 "bench_attention --list"
-  else
-    [ $keep -eq 1 ] || rm -f "$out/peers.jsonl" "$out/peers.jsonl.begun"
-    arguments=(--library "$library" --cases "$out/cases.jsonl" --json "$out/peers.jsonl")
-    arguments+=(--part "$parts")
-    [ ! -d "$site/prebuilt" ] || arguments+=(--prebuilt "$site/prebuilt")
-    [ ! -d "$site/vllm" ] || arguments+=(--vllm "$site/vllm")
-    # A contender that takes the process down is left out of that case when we start again.
-    for attempt in 1 2 3 4; do
-      budget=$(($(left) - 25))
-      [ $budget -ge 20 ] || break
-      stage peers-$attempt $((budget + 15)) python3 bench/attention/peers.py "${arguments[@]}" --seconds $budget && break
-    done
-  fi
-fi
-
-if wanted bench || wanted peers; then
-  timeout 20 python3 bench/attention/summarize.py --ours "$out/ours.jsonl" --peers "$out/peers.jsonl" \
-    --environment "$out/environment.txt" --out "$results" 2>&1 | tee "$out/summary.txt"
-  [ "${PIPESTATUS[0]}" -eq 0 ] || note summary FAILED 0 ""
-fi
+[ ! -f "$out/summary.txt" ] || cat "$out/summary.txt"
 
 printf '\n%-14s %-8s %6s  %s\n' stage state s remark
 for i in "${!stages[@]}"; do

@@ -34,10 +34,6 @@ def fa2(kv, dim, window=False):
     return make("fa2", BF16, kv, BF16, IDX, dim, dim, 0, window, False, False)
 
 
-def fa3(kv, dim, window=False):
-    return modules.gen_batch_prefill_module("fa3", BF16, kv, BF16, IDX, dim, dim, 0, window, False, False)
-
-
 def persistent(dim):
     make = getattr(modules, "_gen_batch_attention_primary_module", modules.gen_batch_attention_module)
     return make(BF16, BF16, BF16, IDX, dim, dim, 0, False, False)
@@ -62,6 +58,7 @@ SPECS = [
     lambda: xqa(FP8, 16, 128, 8),
     lambda: xqa(BF16, 64, 128, 4),
     lambda: xqa(BF16, 64, 128, 8),
+    lambda: xqa(FP8, 64, 128, 4),
     lambda: decode(BF16, 64, True),
     lambda: fa2(BF16, 64, True),
     lambda: xqa(BF16, 16, 64, 8, True),
@@ -77,7 +74,6 @@ SPECS = [
     lambda: xqa(BF16, 16, 128, 6),
     lambda: xqa(BF16, 16, 128, 7),
     lambda: xqa(BF16, 16, 128, 12),
-    lambda: fa3(BF16, 128),
 ]
 
 

@@ -13,8 +13,9 @@ from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uin
 
 F32, F16, BF16, E4M3 = range(4)
 DECODE, PREFILL, MIXED = range(3)
-VALIDATE, ZERO_PADDING = 1, 2
+VALIDATE, ZERO_PADDING, EARLY_START = 1, 2, 4
 ABI = 1
+UNSUPPORTED = 2
 CODES = ["OK", "INVALID_ARGUMENT", "UNSUPPORTED", "DEVICE_ERROR", "BAD_DATA"]
 
 
@@ -127,7 +128,7 @@ class Backend:
     def workspace_bytes(self, shape):
         size = self._table.workspace_bytes(ctypes.addressof(shape))
         if size == 0:
-            raise BackendError("workspace_bytes", 2, self.last_error())
+            raise BackendError("workspace_bytes", UNSUPPORTED, self.last_error())
         return size
 
     def init_workspace(self, pointer, size, stream=None):

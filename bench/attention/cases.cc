@@ -54,11 +54,13 @@ std::string Shape(int batch, int length) {
 
 void AddGrid(std::vector<AttentionCase>& cases, std::int64_t max_bytes) {
   for (const Model& model : kModels) {
-    for (const int batch : {1, 8, 32, 128, 256}) {
+    for (const int batch : {1, 2, 4, 8, 32, 128, 256}) {
       for (const int length : {512, 2048, 8192, 32768, 131072}) {
         if (model.window > 0 && length != 8192) continue;  // independent of the length
         AttentionCase c = Uniform(model, batch, length);
-        c.priority = model.quick && batch <= 128 && length <= 32768 && c.kv_bytes() <= (2ll << 30) ? 0 : 1;
+        const bool between = (batch == 2 || batch == 4) && length == 512;
+        const bool quick = model.quick && batch <= 128 && length <= 32768 && c.kv_bytes() <= (2ll << 30);
+        c.priority = quick && !between ? 0 : 1;
         Name(c, "decode", model.name, Shape(batch, length));
         if (c.kv_bytes() <= max_bytes) cases.push_back(c);
       }
@@ -76,7 +78,7 @@ void AddSweeps(std::vector<AttentionCase>& cases) {
     for (const int page_size : {32, 64, 128}) {
       AttentionCase c = Uniform(base, p.batch, p.length);
       c.page_size = page_size;
-      c.priority = page_size == 64 ? 0 : 1;
+      c.priority = page_size == 32 ? 1 : 0;  // some like large pages best
       Name(c, "sweep", base.name, Shape(p.batch, p.length));
       cases.push_back(c);
     }
@@ -116,6 +118,17 @@ void AddSweeps(std::vector<AttentionCase>& cases) {
     AttentionCase c = Uniform(kModels[1], p.batch, p.length);
     c.kv_dtype = LLMD_E4M3;
     Name(c, "sweep", kModels[1].name, Shape(p.batch, p.length));
+    cases.push_back(c);
+    c.kv_dtype = LLMD_BF16;
+    c.page_size = 64;
+    Name(c, "sweep", kModels[1].name, Shape(p.batch, p.length));
+    cases.push_back(c);
+  }
+  for (const Point p : {Point{4, 8192}, Point{32, 8192}}) {
+    AttentionCase c = Uniform(base, p.batch, p.length);
+    c.kv_dtype = LLMD_E4M3;
+    c.page_size = 64;
+    Name(c, "sweep", base.name, Shape(p.batch, p.length));
     cases.push_back(c);
   }
 }

@@ -11,24 +11,67 @@ def rotations(size):
     return 1 if size >= COLD_BYTES else int(COLD_BYTES / max(size, 1)) + 2
 
 
-def graph_launches(size):
+def graph_launches(case):
+    """Launches a replay: enough for its time to be measured well, each pool at least once."""
+    size = case["kv_bytes"]
+    if case["part"] == "prefill":
+        return max(1, min(6, round(4e12 / case["flop"])))
     if size > 3.5e9:
         return 6
     return max(rotations(size), 50 if size < 134e6 else 20)
 
 
-class Arena:
-    """Random memory that all cases read their caches from."""
+def used_pages(case):
+    """Page each request's visible keys begin in, and the page after its last."""
+    window, size = case["window"], case["page_size"]
+    first = [max(0, length - new - window + 1) // size if window else 0
+             for length, new in zip(case["kv_lens"], case["new_lens"], strict=True)]
+    end = [-(-length // size) for length in case["kv_lens"]]
+    return first, end
 
-    def __init__(self, size, device):
+
+class Arena:
+    """Random memory that the cases read their caches from, of one type at a time; grows to what a case needs."""
+
+    def __init__(self, device):
+        self.device = device
+        self.memory = torch.empty(0, dtype=torch.bfloat16, device=device)
+
+    @staticmethod
+    def pool(case):
+        """Pages of a pool, more than needed, and elements of one's keys or values."""
+        first, end = used_pages(case)
+        used = sum(e - f for f, e in zip(first, end, strict=True))
+        pages = used + used // 8 + 7
+        page = case["page_size"] * case["num_kv_heads"] * case["head_dim"]
+        return pages, -(-pages * page // 256) * 256
+
+    @classmethod
+    def elements_of(cls, case):
+        return 2 * cls.pool(case)[1] * rotations(case["kv_bytes"])
+
+    @classmethod
+    def bytes_of(cls, case):
+        return cls.elements_of(case) * (1 if case["fp8"] else 2)
+
+    def take(self, case):
+        dtype = torch.float8_e4m3fn if case["fp8"] else torch.bfloat16
+        count = self.elements_of(case)
+        if self.memory.dtype == dtype and self.memory.numel() >= count:
+            return self.memory
+        self.memory = torch.empty(0, dtype=dtype, device=self.device)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.memory = torch.empty(count, dtype=dtype, device=self.device)
         chunk = 1 << 26
-        self.bf16 = torch.empty(size // 2, dtype=torch.bfloat16, device=device)
-        for start in range(0, self.bf16.numel(), chunk):
-            self.bf16[start:start + chunk].normal_()
-        self.fp8 = torch.empty(size // 2, dtype=torch.uint8, device=device)
-        for start in range(0, self.fp8.numel(), chunk):
-            part = self.fp8[start:start + chunk]
-            part.copy_(torch.randn(part.numel(), device=device).to(torch.float8_e4m3fn).view(torch.uint8))
+        for start in range(0, count, chunk):
+            part = self.memory[start:start + chunk]
+            if case["fp8"]:
+                random = torch.randn(part.numel(), device=self.device).to(dtype)
+                part.view(torch.uint8).copy_(random.view(torch.uint8))
+            else:
+                part.normal_()
+        return self.memory
 
 
 class Problem:
@@ -44,25 +87,17 @@ class Problem:
         self.prefill = self.part == "prefill"
         self.group = self.num_q_heads // self.num_kv_heads
         self.scale = 1 / math.sqrt(self.head_dim)
-        first = [max(0, length - new - self.window + 1) // self.page_size if self.window else 0
-                 for length, new in zip(self.kv_lens, self.new_lens)]
-        end = [-(-length // self.page_size) for length in self.kv_lens]
-        used = sum(e - f for f, e in zip(first, end))
-        self.pages = used + used // 8 + 7  # larger than needed
         self._views(arena)
-        self._tables(first, end)
+        self._tables(*used_pages(case))
         generator = torch.Generator(device=device).manual_seed(2)
         self.q = torch.randn((self.tokens, self.num_q_heads, self.head_dim), generator=generator, device=device,
                              dtype=torch.bfloat16)
 
     def _views(self, arena):
-        memory = arena.fp8.view(torch.float8_e4m3fn) if self.fp8 else arena.bf16
+        memory = arena.take(self.case)
         page = self.page_size * self.num_kv_heads * self.head_dim
-        half = -(-self.pages * page // 256) * 256
-        fit = memory.numel() // (2 * half)
-        if fit < 1:
-            raise MemoryError("the pool does not fit")
-        self.num_pools = min(fit, rotations(self.kv_bytes))
+        self.pages, half = arena.pool(self.case)
+        self.num_pools = rotations(self.kv_bytes)
         shape = (self.pages, self.num_kv_heads, self.page_size, self.head_dim) if self.hnd else (
             self.pages, self.page_size, self.num_kv_heads, self.head_dim)
 
@@ -95,7 +130,7 @@ class Problem:
         self.last_page_len = (self.lens - 1) % self.page_size + 1
         self.last_page_len_host = self.last_page_len.cpu()
 
-    def contiguous(self, b, pool=0):
+    def contiguous(self, b, pool):
         """Request b's visible keys and values, [L, Hkv, D]."""
         pages = self.table[b, :-(-self.kv_lens[b] // self.page_size)].long()
         parts = []
@@ -111,12 +146,12 @@ class Problem:
         order = sorted(range(self.batch), key=lambda b: self.kv_lens[b])
         return sorted({order[0], order[len(order) // 2], order[-1]})
 
-    def reference(self):
-        """Rows of the output and their values in float32 arithmetic, for the requests above; in prefill for the first
-        and last rows of each."""
+    def reference(self, pool):
+        """Rows of the output over that pool and their values in float32 arithmetic, for the requests above; in prefill
+        for the first and last rows of each."""
         rows, values = [], []
         for b in self.checked_requests():
-            k, v = (x.float() for x in self.contiguous(b))
+            k, v = (x.float() for x in self.contiguous(b, pool))
             length, new = self.kv_lens[b], self.new_lens[b]
             picked = list(range(new)) if new <= 64 else [*range(32), *range(new - 32, new)]
             index = torch.tensor([int(self.q_start_host[b]) + i for i in picked], device=self.device)

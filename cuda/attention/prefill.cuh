@@ -50,7 +50,7 @@ class PrefillTile {
     PlaceKeys(0);
     PlaceKeys(1);
     __syncthreads();
-    LoadKeys(0);
+    if (steps_ > 0) LoadKeys(0);  // a tile may have no key: no place has been written then
     CopyAsyncCommit();
 #pragma unroll
     for (int m = 0; m < 2; ++m) {

@@ -2,8 +2,11 @@
 #ifndef LLMD_CUDA_COMMON_DEVICE_CUH_
 #define LLMD_CUDA_COMMON_DEVICE_CUH_
 
-// Declares `name`, the block's dynamic shared memory, as an array of `type`; it is as large as the launch says.
-#define LLMD_DYNAMIC_SHARED(alignment, type, name) extern __shared__ __align__(alignment) type name[]
+// Declares `name`, the block's dynamic shared memory, as an array of `type`; it is as large as the launch
+// says.
+#define LLMD_DYNAMIC_SHARED(alignment, type, name) \
+  extern __shared__ __align__(alignment)           \
+  type name[]
 
 namespace llmd::cuda {
 

@@ -44,13 +44,14 @@ void ApproxHolders::SetOptions(const std::optional<sched::ApproxPrefixOptions>& 
 
 void ApproxHolders::FollowReportedSizes() {
   const PoolStore::Snapshot now = pool_.snapshot();
-  pool_.Update([&](sched::EndpointPool& pool) {
+  pool_.Update([&](sched::EndpointPool&) {
     for (const sched::Endpoint& endpoint : now->endpoints()) {
       const auto at = std::find_if(holders_.begin(), holders_.end(),
                                    [&](const Holder& h) { return h.endpoint == endpoint.handle; });
       if (at == holders_.end() || at->capacity == Capacity(endpoint)) continue;
-      Drop(endpoint.handle, pool);
-      Add(endpoint, pool);
+      at->capacity = Capacity(endpoint);
+      const std::lock_guard lock(*writer_);
+      index_.Resize(at->id, at->capacity);
     }
   });
 }

@@ -18,10 +18,9 @@ class ApproxHolders {
  public:
   ApproxHolders(index::ApproxIndex& index, std::shared_ptr<std::mutex> writer, PoolStore& pool);
 
-  // Of the configuration in force; holders made later have its capacity.
+  // Of the configuration in force.
   void SetOptions(const std::optional<sched::ApproxPrefixOptions>& options);
-  // Replaces holders whose engine reports another cache size than they were made for. Call it every second or
-  // so.
+  // Gives holders the size that their engine reports by now. Call it every second or so.
   void FollowReportedSizes();
 
  private:

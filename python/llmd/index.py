@@ -379,6 +379,13 @@ class ApproxIndex:
         """
         return self._core.add_holder(endpoint, capacity_blocks)
 
+    def resize(self, holder: HolderId, capacity_blocks: int) -> bool:
+        """Gives a holder another capacity in blocks (0: the index's) and forgets what is more.
+
+        False for a retired holder.
+        """
+        return self._core.resize(holder, capacity_blocks)
+
     def predict(self, holder: HolderId, ns: NamespaceId, chain: KeysLike, *, now: float) -> bool:
         """The chain was sent to the holder at `now`. False for a retired holder."""
         return self._core.predict(holder, ns, chain, now)

@@ -299,6 +299,13 @@ void BindApprox(py::module_& m) {
                  static_cast<std::size_t>(ToInt(capacity_blocks, "capacity_blocks", 0, kMaxBytes));
              return Take(Locked(self.mutex, false, [&] { return self.index->AddHolder(name, capacity); }));
            })
+      .def("resize",
+           [](ApproxIndexObject& self, py::handle holder, py::handle capacity_blocks) {
+             const HolderId id = ToHolder(holder);
+             const auto capacity =
+                 static_cast<std::size_t>(ToInt(capacity_blocks, "capacity_blocks", 0, kMaxBytes));
+             return Locked(self.mutex, true, [&] { return self.index->Resize(id, capacity); });
+           })
       .def("predict",
            [](ApproxIndexObject& self, py::handle holder, py::handle ns, py::handle chain, py::handle now) {
              const HolderId id = ToHolder(holder);

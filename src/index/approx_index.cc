@@ -112,6 +112,20 @@ struct ApproxIndex::Impl {
     trie.TruncateCover(slot, run, lead);
   }
 
+  void SetCapacity(std::uint16_t slot, std::size_t blocks) {
+    recency[slot].capacity = blocks != 0 ? blocks : options.capacity_blocks;
+  }
+
+  // Forgets what is beyond the holder's capacity.
+  void Trim(std::uint16_t slot) {
+    const HolderState& state = trie.holders()[slot];
+    while (state.blocks > recency[slot].capacity) {
+      const Segment& oldest = segments[recency[slot].oldest];
+      ForgetOldest(slot, static_cast<std::uint32_t>(std::min<std::uint64_t>(
+                             state.blocks - recency[slot].capacity, oldest.to - oldest.from)));
+    }
+  }
+
   void ExpireHolder(std::uint16_t slot, absl::Time now) {
     Recency& holder = recency[slot];
     while (holder.oldest != 0 && segments[holder.oldest].time + options.ttl <= now) {
@@ -197,11 +211,18 @@ absl::StatusOr<std::unique_ptr<ApproxIndex>> ApproxIndex::Create(const ApproxInd
 
 absl::StatusOr<HolderId> ApproxIndex::AddHolder(std::string_view endpoint, std::size_t capacity_blocks) {
   auto holder = impl_->registry.Add({.endpoint = std::string(endpoint)});
-  if (holder.ok()) {
-    impl_->recency[holder->slot].capacity =
-        capacity_blocks != 0 ? capacity_blocks : impl_->options.capacity_blocks;
-  }
+  if (holder.ok()) impl_->SetCapacity(holder->slot, capacity_blocks);
   return holder;
+}
+
+bool ApproxIndex::Resize(HolderId holder, std::size_t capacity_blocks) {
+  if (!impl_->registry.Valid(holder)) {
+    ++impl_->trie.stats().stale_holder_calls;
+    return false;
+  }
+  impl_->SetCapacity(holder.slot, capacity_blocks);
+  impl_->Trim(holder.slot);
+  return true;
 }
 
 bool ApproxIndex::Predict(HolderId holder, const NamespaceId& ns, BlockKeySpan chain, absl::Time now) {
@@ -214,12 +235,7 @@ bool ApproxIndex::Predict(HolderId holder, const NamespaceId& ns, BlockKeySpan c
   impl_->trie.ReserveRuns(2 + chain.size() / kMaxRunLength);
   impl_->Predict(holder.slot, ns, chain, now);
   impl_->ExpireHolder(holder.slot, now);
-  const HolderState& state = impl_->trie.holders()[holder.slot];
-  while (state.blocks > capacity) {
-    const Segment& oldest = impl_->segments[impl_->recency[holder.slot].oldest];
-    impl_->ForgetOldest(holder.slot, static_cast<std::uint32_t>(std::min<std::uint64_t>(
-                                         state.blocks - capacity, oldest.to - oldest.from)));
-  }
+  impl_->Trim(holder.slot);
   impl_->trie.SetOtherBytes(impl_->RecencyBytes());
   impl_->trie.Maintain();
   impl_->trie.EnforceBudget();

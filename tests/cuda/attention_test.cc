@@ -6,6 +6,7 @@
 #include <random>
 
 #include "tests/cuda/attention_case.h"
+#include "tests/cuda/support.h"
 
 namespace llmd::testing {
 namespace {
@@ -29,6 +30,10 @@ TEST_F(AttentionTest, SmallDecodeAnyPageSize) { Check({.page_size = 7, .lengths 
 
 TEST_F(AttentionTest, SmallPrefill) {
   Check({.mode = LLMD_PREFILL, .group = 2, .lengths = {90, 40}, .queries = {70, 3}});
+}
+
+TEST_F(AttentionTest, SmallPrefillWithoutKeys) {
+  Check({.mode = LLMD_PREFILL, .lengths = {0, 40, 0}, .queries = {2, 3, 1}, .sinks = true});
 }
 
 TEST_F(AttentionTest, SmallMixed) {
@@ -124,7 +129,7 @@ TEST_F(AttentionTest, RandomDecode) {
     auto list = {values...};
     return *(list.begin() + random() % list.size());
   };
-  for (int i = 0; i < 120; ++i) {
+  for (int i = 0; i < Repetitions(120); ++i) {
     CaseOptions options{.kv_heads = pick(1, 2, 4, 8),
                         .group = static_cast<int>(random() % 16) + 1,
                         .head_dim = pick(64, 128),
@@ -157,7 +162,7 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
     auto list = {values...};
     return *(list.begin() + random() % list.size());
   };
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < Repetitions(60); ++i) {
     CaseOptions options{.mode = pick(LLMD_PREFILL, LLMD_MIXED),
                         .kv_heads = pick(1, 2),
                         .group = static_cast<int>(random() % 9) + 1,
@@ -238,7 +243,7 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
     AttentionCase problem(options);
     ASSERT_EQ(problem.RunDevice(), LLMD_OK);
     const std::vector<unsigned char> first = problem.DeviceOutput();
-    for (int run = 0; run < 20; ++run) {
+    for (int run = 0; run < Repetitions(20); ++run) {
       ASSERT_EQ(problem.RunDevice(), LLMD_OK);
       ASSERT_EQ(problem.DeviceOutput(), first) << "run " << run;
     }
@@ -258,7 +263,7 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamEndCapture(problem.stream(), &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
   std::mt19937 random(5);
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < Repetitions(1000); ++round) {
     if (round % 50 == 0) {
       std::vector<int> lengths = options.lengths;
       for (int& length : lengths) length = static_cast<int>(random() % (length + 1));

@@ -119,7 +119,7 @@ TEST_F(LayersTest, SameBitsEachTime) {
   x.Upload();
   weight.Upload();
   std::vector<unsigned char> first;
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < Repetitions(20); ++i) {
     y.Upload();
     RunDevice(&llmd_attention_backend::rms_norm, [&](Side side) {
       llmd_rms_norm_args args = {};

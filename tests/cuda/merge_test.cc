@@ -108,7 +108,7 @@ TEST_F(MergeTest, SameBitsEachTime) {
   partial.Upload();
   partial_lse.Upload();
   std::vector<unsigned char> first;
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < Repetitions(20); ++i) {
     o.Upload();
     RunDevice(&llmd_attention_backend::merge_states, [&](Side side) {
       llmd_merge_states_args args = {};

@@ -117,6 +117,7 @@ TEST_F(SampleTest, EveryFilter) {
         for (float min_p : {0.0f, 0.02f, 1.0f}) {
           for (int top_k : {0, 1, 7, 500, 1000000}) {
             for (float top_p : {1.0f, 0.95f, 0.3f, 0.0f}) {
+              if (random_() % 10 >= Repetitions(10)) continue;
               Run({.dtype = dtype,
                    .vocab = vocab,
                    .deviation = 2,
@@ -217,7 +218,7 @@ TEST_F(SampleTest, SameTokenAtAnyPlace) {
   std::fill_n(requests.host<uint64_t>(), batch, 5);
   for (int b = 1; b < batch; ++b) std::copy_n(logits.host<float>(), vocab, logits.host<float>() + b * vocab);
   for (Buffer* buffer : {&logits, &requests, &top_p}) buffer->Upload();
-  for (int i = 0; i < 20; ++i) {
+  for (int i = 0; i < Repetitions(20); ++i) {
     RunDevice(&llmd_attention_backend::sample, [&](Side side) {
       llmd_sample_args args = {};
       args.logits = logits.at(side);

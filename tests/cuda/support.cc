@@ -135,6 +135,13 @@ void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolera
   EXPECT_LE(worst, tolerance.worst_row) << what << ": row " << worst_row;
 }
 
+int Repetitions(int n) {
+  constexpr int kSmallestGpu = 16;
+  int multiprocessors = 0;
+  LLMD_MUST(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, 0));
+  return multiprocessors >= kSmallestGpu ? n : (n + 9) / 10;
+}
+
 void DeviceTest::SetUp() {
   std::string why;
   if (!HasGpu(&why)) GTEST_SKIP() << "needs a GPU: " << why;

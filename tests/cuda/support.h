@@ -73,6 +73,9 @@ Tolerance ToleranceOf(llmd_dtype dtype);
 // where the reference is. `row` elements are one row.
 void ExpectClose(Buffer& buffer, llmd_dtype dtype, int64_t row, Tolerance tolerance, const std::string& what);
 
+// `n`, or far fewer where the device is small because it is emulated, and takes a thousand times as long.
+int Repetitions(int n);
+
 class DeviceTest : public ::testing::Test {
  protected:
   void SetUp() override;

@@ -223,6 +223,8 @@ class Suite:
                 prompt = words(f"talk{talk}x", 120 + 40 * turn)
                 answer = post(envoy.port, CHAT, chat(prompt))
                 assert homes.setdefault(talk, answer.upstream) == answer.upstream, f"talk {talk} moved in turn {turn}"
+            if turn == 0:  # by then the servers have said how large their caches are
+                time.sleep(1.5)
         assert len(set(homes.values())) == 3, homes
         assert gateway.metrics().sum("llm_d_epp_prefix_indexer_size") > 0
         self.stop(envoy, gateway)

@@ -68,6 +68,7 @@ class Play {
         EXPECT_EQ(index_->Retire(id), oracle_.Retire(id));
         EXPECT_FALSE(index_->Predict(id, kNs, std::vector<BlockKey>{1}, now_));
         EXPECT_FALSE(index_->Clear(id));
+        EXPECT_FALSE(index_->Resize(id, 7));
         EXPECT_EQ(index_->size(id), 0u);
         AddHolder(at);
         break;
@@ -77,6 +78,12 @@ class Play {
         index_->Expire(now_);
         oracle_.Expire(now_);
         break;
+      case 4: {
+        log_ = "Resize";
+        const std::size_t own = OwnCapacity();
+        EXPECT_EQ(index_->Resize(id, own), oracle_.Resize(id, CapacityOf(own)));
+        break;
+      }
       default: {
         log_ = "Predict";
         const std::vector<BlockKey> chain = NextChain();
@@ -106,12 +113,14 @@ class Play {
 
  private:
   void AddHolder(std::size_t at) {
-    const std::size_t own = random_.Chance(0.5) ? 0 : random_.Between(1, shape_.max_capacity);
+    const std::size_t own = OwnCapacity();
     const auto id = index_->AddHolder("pod" + std::to_string(at), own);
     ASSERT_TRUE(id.ok()) << id.status();
-    oracle_.AddHolder(*id, own == 0 ? shape_.default_capacity : own);
+    oracle_.AddHolder(*id, CapacityOf(own));
     holders_[at] = *id;
   }
+  std::size_t OwnCapacity() { return random_.Chance(0.5) ? 0 : random_.Between(1, shape_.max_capacity); }
+  std::size_t CapacityOf(std::size_t own) const { return own == 0 ? shape_.default_capacity : own; }
   NamespaceId NextNs() { return {random_.Below(shape_.namespaces), 5}; }
   std::vector<BlockKey> NextChain() {
     std::vector<BlockKey> chain;

@@ -286,6 +286,14 @@ class OracleApproxIndex {
 
   void AddHolder(HolderId id, std::size_t capacity) { holders_[id.slot] = {id.generation, capacity, {}}; }
 
+  bool Resize(HolderId id, std::size_t capacity) {
+    if (!Live(id)) return false;
+    Holder& holder = holders_.at(id.slot);
+    holder.capacity = capacity;
+    while (holder.recent.size() > capacity) holder.recent.pop_back();
+    return true;
+  }
+
   bool Predict(HolderId id, const NamespaceId& ns, BlockKeySpan chain, absl::Time now) {
     if (!Live(id)) return false;
     Holder& holder = holders_.at(id.slot);

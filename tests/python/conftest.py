@@ -4,6 +4,11 @@ import pathlib
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# The same examples in every run; HYPOTHESIS_PROFILE=default draws others each time.
+settings.register_profile("repeatable", derandomize=True, database=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "repeatable"))
 
 # They need a real vLLM, and run in its environment: scripts/test_vllm.sh.
 collect_ignore = [] if os.environ.get("LLMD_REAL_VLLM") else ["real_vllm"]

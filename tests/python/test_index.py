@@ -198,9 +198,12 @@ def test_approx_index_forgets():
     index.predict(pod, ns, [1, 2], now=0)
     index.predict(pod, ns, [3, 4], now=1)
     assert index.size(pod) == 3
+    assert index.resize(pod, 1) and index.size(pod) == 1 and dict(index.match(ns, [3, 4])) == {pod.slot: 1}
+    assert index.resize(pod, 0) and index.predict(pod, ns, [5, 6, 7, 8], now=2) and index.size(pod) == 3
     index.expire(now=100)
     assert index.size(pod) == 0 and len(index.match(ns, [3])) == 0
     assert index.clear(pod) and index.retire(pod) and not index.predict(pod, ns, [1], now=101)
+    assert not index.resize(pod, 5)
     with pytest.raises(ValueError, match="ttl"):
         li.ApproxIndex(ttl=-1)
     with pytest.raises(ValueError, match="now is nan"):

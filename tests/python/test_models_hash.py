@@ -172,7 +172,7 @@ def test_content_keys_are_local(tokens, size, salt, items):
         named = [
             t
             for t in items
-            if t.identifier and t.offset < (i + 1) * size and t.offset + t.length > i * size
+            if t.offset < (i + 1) * size and t.offset + t.length > i * size
         ]
         assert (a != b) == bool(named or (i == 0 and salt))
 

@@ -39,6 +39,10 @@ class ApproxIndex {
   // `capacity_blocks` 0 takes the option's value (an engine that reports its cache size gives its own).
   absl::StatusOr<HolderId> AddHolder(std::string_view endpoint, std::size_t capacity_blocks = 0);
 
+  // From now on the holder has this capacity (0: the option's); it forgets at once what is more. False for a
+  // retired holder.
+  bool Resize(HolderId holder, std::size_t capacity_blocks);
+
   // The chain was sent to the holder at `now` (not before earlier calls). Blocks beyond the holder's capacity
   // are not recorded. False for a retired holder.
   bool Predict(HolderId holder, const NamespaceId& ns, BlockKeySpan chain, absl::Time now);

@@ -30,7 +30,7 @@ void ClusterArrive(Site site) {
   Thread& thread = *Current();
   Cluster& cluster = *thread.block->cluster;
   if (thread.cluster_phase > cluster.phase) {
-    return Fail("barrier.cluster.arrive, after another one that was not waited for", site);
+    Fail(site, "barrier.cluster.arrive, after another one that was not waited for");
   }
   thread.cluster_phase = cluster.phase + 1;
   ++cluster.arrived;
@@ -56,19 +56,19 @@ void* OfBlock(void* shared, unsigned rank, Site site) {
   const Cluster& cluster = *block.cluster;
   std::uint32_t address = 0;
   if (!block.shared.AddressOf(static_cast<const char*>(shared), &address)) {
-    Fail("the address of shared memory is taken of a pointer to somewhere else", site);
+    Fail(site, "the address of shared memory is taken of a pointer to somewhere else");
   }
-  if (rank >= cluster.blocks.size()) Fail("the cluster has no block " + std::to_string(rank), site);
+  if (rank >= cluster.blocks.size()) Fail(site, "the cluster has no block %u", rank);
   Block* other = cluster.blocks[rank];
   if (other == &block) return shared;
   if (other == nullptr || !other->started || other->live == 0) {
-    Fail("shared memory of block " + std::to_string(rank) + " of the cluster, which does not run", site);
+    Fail(site, "shared memory of block %u of the cluster, which does not run", rank);
   }
   // The other's __shared__ variables are not in place: only what is dynamic can be reached.
   const std::size_t offset =
       static_cast<std::size_t>(static_cast<char*>(shared) - Current()->block->shared.dynamic());
   if (offset >= block.grid->shared_bytes)
-    Fail("only dynamic shared memory of another block is emulated", site);
+    Fail(site, "only dynamic shared memory of another block is emulated");
   return other->shared.dynamic() + offset;
 }
 

@@ -1,6 +1,6 @@
-// What nvcc adds to C++, for a host compiler. Included before the first line of every kernel source: the toolkit's own
-// headers come first, which then define their types and conversions for the host; after them the sources see the macro
-// by which they tell a CUDA compiler.
+// What nvcc adds to C++, for a host compiler. Included before the first line of every kernel source: the
+// toolkit's own headers come first, which then define their types and conversions for the host; after them
+// the sources see the macro by which they tell a CUDA compiler.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_CUDA_LANGUAGE_H_
 #define LLMD_TESTS_CUDA_EMULATOR_CUDA_LANGUAGE_H_
 

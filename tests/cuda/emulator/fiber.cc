@@ -8,14 +8,16 @@
 #include <cstdio>
 #include <cstdlib>
 
-#if defined(__SANITIZE_ADDRESS__)
+#include "tests/cuda/emulator/sanitizer.h"
+
+#if LLMD_ADDRESS_SANITIZER
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 
 #if defined(__x86_64__)
-// Registers that a called function must keep go on the stack, and the stack pointer is exchanged. The kernel is not
-// asked, which swapcontext does for the signal mask.
+// Registers that a called function must keep go on the stack, and the stack pointer is exchanged. The kernel
+// is not asked, which swapcontext does for the signal mask.
 asm(R"(
   .text
   .type llmd_emulator_switch, @function
@@ -43,7 +45,7 @@ extern "C" void llmd_emulator_switch(void** from, void* to);
 namespace llmd::emulator {
 namespace {
 
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
 constexpr std::size_t kStackBytes = 256 * 1024;
 #else
 constexpr std::size_t kStackBytes = 64 * 1024;
@@ -52,8 +54,8 @@ constexpr std::size_t kStackBytes = 64 * 1024;
 // Below it a page that faults: a kernel with too large a frame ends here and not in its neighbour's stack.
 char* NewStack() {
   const std::size_t guard = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
-  void* memory = mmap(nullptr, kStackBytes + guard, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
-                      -1, 0);
+  void* memory = mmap(nullptr, kStackBytes + guard, PROT_READ | PROT_WRITE,
+                      MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (memory == MAP_FAILED || mprotect(memory, guard, PROT_NONE) != 0) {
     std::perror("the emulator's stacks");
     std::abort();
@@ -70,6 +72,7 @@ Fiber::~Fiber() {
 }
 
 void Fiber::Adopt() {
+  if (stack_ != nullptr) return;
   pthread_attr_t attributes;
   void* stack = nullptr;
   pthread_getattr_np(pthread_self(), &attributes);
@@ -100,13 +103,13 @@ void Fiber::Start(void (*entry)()) {
 }
 
 void Fiber::Abandon() {
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
   __asan_unpoison_memory_region(stack_, bytes_);
 #endif
 }
 
 void Fiber::Switch(Fiber& from, Fiber& to, [[maybe_unused]] bool last) {
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
   __sanitizer_start_switch_fiber(last ? nullptr : &from.sanitizer_, to.stack_, to.bytes_);
 #endif
 #if defined(__x86_64__)
@@ -114,13 +117,13 @@ void Fiber::Switch(Fiber& from, Fiber& to, [[maybe_unused]] bool last) {
 #else
   swapcontext(&from.context_, &to.context_);
 #endif
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
   __sanitizer_finish_switch_fiber(from.sanitizer_, nullptr, nullptr);
 #endif
 }
 
 void Fiber::Entered() {
-#if defined(__SANITIZE_ADDRESS__)
+#if LLMD_ADDRESS_SANITIZER
   __sanitizer_finish_switch_fiber(nullptr, nullptr, nullptr);
 #endif
 }

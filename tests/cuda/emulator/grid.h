@@ -1,4 +1,5 @@
-// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the device.
+// Grids, blocks, warps and threads while they run. Everything here belongs to the one OS thread that is the
+// device.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 #define LLMD_TESTS_CUDA_EMULATOR_GRID_H_
 
@@ -45,9 +46,10 @@ struct Thread {
   uint3 index{};
   bool done = false;
   const char* waits_for = nullptr;  // null: it can go on
-  unsigned mask_or_barrier = 0;     // what it waits for, more precisely
+  enum class At { kCollective, kBarrier, kGrid } waits_at = At::kGrid;
+  unsigned mask_or_barrier = 0;
   Site site;
-  unsigned answer = 0;  // of a barrier
+  unsigned answer = 0;              // of a barrier
   std::uint64_t cluster_phase = 0;  // of the cluster's barrier, when it came there
   std::vector<PendingCopy> copies;
   int copy_group = 0;  // the one that takes new copies
@@ -82,9 +84,9 @@ struct NamedBarrier {
 
 // Blocks that run at the same time and see each other's shared memory.
 struct Cluster {
-  std::vector<Block*> blocks;      // null: it has ended
-  std::uint64_t phase = 0;         // how often all have met
-  unsigned arrived = 0;            // threads
+  std::vector<Block*> blocks;  // null: it has ended
+  std::uint64_t phase = 0;     // how often all have met
+  unsigned arrived = 0;        // threads
   std::vector<Thread*> waiting;
 };
 

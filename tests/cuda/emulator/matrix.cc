@@ -18,10 +18,13 @@ struct LoadArguments {
 
 template <bool kTransposed>
 void Load(void* const (&arguments)[32], unsigned) {
-  const auto at = [&](int lane) -> const LoadArguments& { return *static_cast<const LoadArguments*>(arguments[lane]); };
+  const auto at = [&](int lane) -> const LoadArguments& {
+    return *static_cast<const LoadArguments*>(arguments[lane]);
+  };
   for (int matrix = 0; matrix < 4; ++matrix) {
     std::uint16_t elements[8][8];
-    for (int row = 0; row < 8; ++row) std::memcpy(elements[row], at(8 * matrix + row).row, sizeof(elements[row]));
+    for (int row = 0; row < 8; ++row)
+      std::memcpy(elements[row], at(8 * matrix + row).row, sizeof(elements[row]));
     for (int lane = 0; lane < 32; ++lane) {
       const int row = lane / 4, column = 2 * (lane % 4);
       const std::uint32_t low = kTransposed ? elements[column][row] : elements[row][column];
@@ -97,8 +100,8 @@ void LoadMatrices(std::uint32_t (&registers)[4], std::uint32_t shared, bool tran
   Collective("ldmatrix", kAll, &mine, transposed ? Load<true> : Load<false>, site, Lanes::kAligned);
 }
 
-void MultiplyAdd(MatrixType type, float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
-                 Site site) {
+void MultiplyAdd(MatrixType type, float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0,
+                 std::uint32_t b1, Site site) {
   MultiplyArguments mine{d, a, {b0, b1}};
   Collective("mma", kAll, &mine,
              type == MatrixType::kHalf ? Multiply<MatrixType::kHalf> : Multiply<MatrixType::kBfloat>, site,

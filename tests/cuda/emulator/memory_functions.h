@@ -1,13 +1,11 @@
-// CUDA's functions on memory: cached loads and stores, fences, atomics. All is sequentially consistent here; what is
-// tested is who may see what between two of these calls.
+// CUDA's functions on memory: cached loads and stores, fences, atomics. All is sequentially consistent here;
+// what is tested is who may see what between two of these calls.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_MEMORY_FUNCTIONS_H_
 #define LLMD_TESTS_CUDA_EMULATOR_MEMORY_FUNCTIONS_H_
 
 #include <type_traits>
 
 #include "tests/cuda/emulator/kernel_side.h"
-
-#define LLMD_SITE llmd::emulator::Site site = llmd::emulator::Site::current()
 
 template <typename T>
 T __ldg(const T* p) {
@@ -61,7 +59,8 @@ T Atomic(T* p, Site site, F&& updated) {
   VisibleToOthers(p, Visible::kAccess, site);
   const T before = *p;
   *p = updated(before);
-  VisibleToOthers(p, Visible::kAccess, site);
+  // What changes nothing may be a loop that waits.
+  VisibleToOthers(p, *p == before ? Visible::kPoll : Visible::kAccess, site);
   return before;
 }
 

@@ -32,24 +32,22 @@ std::string Ranges(const std::vector<unsigned>& numbers) {
 
 std::string Waiting(const Thread& thread) {
   std::string text = thread.waits_for;
-  const std::string name = text;
-  if (name.find("bar.sync") != std::string::npos) {
-    text += " " + std::to_string(thread.mask_or_barrier);
-  } else if (name.find("_sync") != std::string::npos || name.find("__syncwarp") != std::string::npos) {
-    text += " with mask " + Hex(thread.mask_or_barrier);
-  }
-  return text + " at " + Place(thread.site);
+  if (thread.waits_at == Thread::At::kBarrier) text += ", barrier " + std::to_string(thread.mask_or_barrier);
+  if (thread.waits_at == Thread::At::kCollective) text += ", mask " + Hex(thread.mask_or_barrier);
+  return text + ", at " + Place(thread.site);
 }
 
 }  // namespace
 
-std::string Place(const Site& site) {
-  return std::string(site.file_name()) + ":" + std::to_string(site.line());
+std::string Place(const Site& site) { return std::string(site.file) + ":" + std::to_string(site.line); }
+
+std::string WhereIs(const Thread& thread) {
+  return "kernel " + thread.block->grid->kernel + ", block " + Triple(thread.block->index) + ", thread " +
+         Triple(thread.index);
 }
 
 std::string FailureReport(const Thread& thread, const std::string& what, const Site& site) {
-  return "kernel " + thread.block->grid->kernel + ", block " + Triple(thread.block->index) + ", thread " +
-         Triple(thread.index) + ", at " + Place(site) + ": " + what;
+  return WhereIs(thread) + ", at " + Place(site) + ": " + what;
 }
 
 std::string DeadlockReport(const std::vector<std::unique_ptr<Block>>& resident) {
@@ -64,7 +62,8 @@ std::string DeadlockReport(const std::vector<std::unique_ptr<Block>>& resident) 
     }
     for (const auto& [what, threads] : groups) text += "\n    threads " + Ranges(threads) + " " + what;
   }
-  if (resident.size() > kShown) text += "\n  and " + std::to_string(resident.size() - kShown) + " more blocks";
+  if (resident.size() > kShown)
+    text += "\n  and " + std::to_string(resident.size() - kShown) + " more blocks";
   return text;
 }
 

@@ -12,6 +12,8 @@ namespace llmd::emulator {
 
 std::string Place(const Site& site);  // file:line
 
+std::string WhereIs(const Thread& thread);  // kernel, block, thread
+
 std::string FailureReport(const Thread& thread, const std::string& what, const Site& site);
 
 // No thread of the resident blocks can go on: what each waits for.

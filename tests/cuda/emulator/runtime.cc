@@ -1,4 +1,5 @@
-// The functions of CUDA's runtime that the kernels' host code and tests use, for one small device of capability 9.0.
+// The functions of CUDA's runtime that the kernels' host code and tests use, for one small device of
+// capability 9.0.
 #include <cuda_runtime_api.h>
 
 #include <cstdio>
@@ -15,11 +16,13 @@ namespace llmd::emulator {
 namespace {
 
 constexpr std::size_t kDeviceBytes = std::size_t{16} << 30;
-constexpr std::size_t kPoisonedBytes = std::size_t{64} << 20;  // larger allocations stay untouched, to cost nothing
+constexpr std::size_t kPoisonedBytes = std::size_t{64}
+                                       << 20;  // larger allocations stay untouched, to cost nothing
 constexpr std::size_t kAlignment = 512;
 constexpr std::size_t kAlwaysAllowedShared = 48 * 1024;
 
 struct Kernel {
+  std::string name;
   Call (*bind)(const void*, void**) = nullptr;
   std::size_t allowed_shared = kAlwaysAllowedShared;
 };
@@ -75,8 +78,9 @@ cudaError_t EnqueueHost(cudaStream_t stream, HostWork work) {
 
 }  // namespace
 
-void DeclareKernel(const void* kernel, Call (*bind)(const void* kernel, void** arguments)) {
+void DeclareKernel(const char* name, const void* kernel, Call (*bind)(const void* kernel, void** arguments)) {
   LLMD_EMULATOR_LOCK;
+  Kernels()[kernel].name = name;
   Kernels()[kernel].bind = bind;
 }
 
@@ -154,17 +158,17 @@ cudaError_t cudaGetLastError() {
 }
 cudaError_t cudaPeekAtLastError() { return last_error == cudaSuccess ? StickyError() : last_error; }
 
-#define LLMD_EMULATOR_ERRORS(X)                                                                                   \
-  X(cudaSuccess)                                                                                                  \
-  X(cudaErrorInvalidValue)                                                                                        \
-  X(cudaErrorMemoryAllocation)                                                                                    \
-  X(cudaErrorInvalidConfiguration)                                                                                \
-  X(cudaErrorInvalidDevice)                                                                                       \
-  X(cudaErrorInvalidDeviceFunction)                                                                               \
-  X(cudaErrorLaunchFailure)                                                                                       \
-  X(cudaErrorLaunchTimeout)                                                                                       \
-  X(cudaErrorNotReady)                                                                                            \
-  X(cudaErrorNotSupported)                                                                                        \
+#define LLMD_EMULATOR_ERRORS(X)     \
+  X(cudaSuccess)                    \
+  X(cudaErrorInvalidValue)          \
+  X(cudaErrorMemoryAllocation)      \
+  X(cudaErrorInvalidConfiguration)  \
+  X(cudaErrorInvalidDevice)         \
+  X(cudaErrorInvalidDeviceFunction) \
+  X(cudaErrorLaunchFailure)         \
+  X(cudaErrorLaunchTimeout)         \
+  X(cudaErrorNotReady)              \
+  X(cudaErrorNotSupported)          \
   X(cudaErrorStreamCaptureUnsupported)
 const char* cudaGetErrorName(cudaError_t error) {
   switch (error) {
@@ -203,7 +207,8 @@ cudaError_t cudaHostGetDevicePointer(void** device, void* host, unsigned) {
   return Return(cudaSuccess);
 }
 
-cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind, cudaStream_t stream) {
+cudaError_t cudaMemcpyAsync(void* to, const void* from, std::size_t bytes, cudaMemcpyKind,
+                            cudaStream_t stream) {
   LLMD_EMULATOR_LOCK;
   return EnqueueHost(stream, [=] { std::memcpy(to, from, bytes); });
 }
@@ -228,7 +233,9 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned flags) {
   AddStream(*stream);
   return Return(cudaSuccess);
 }
-cudaError_t cudaStreamCreate(cudaStream_t* stream) { return cudaStreamCreateWithFlags(stream, cudaStreamDefault); }
+cudaError_t cudaStreamCreate(cudaStream_t* stream) {
+  return cudaStreamCreateWithFlags(stream, cudaStreamDefault);
+}
 cudaError_t cudaStreamDestroy(cudaStream_t stream) {
   LLMD_EMULATOR_LOCK;
   const cudaError_t error = Drain(stream);
@@ -324,6 +331,7 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   const Kernel& known = Kernels()[kernel];
   if (known.bind == nullptr) return Return(cudaErrorInvalidDeviceFunction);
   Grid grid;
+  grid.kernel = known.name;
   grid.address = kernel;
   grid.blocks = config->gridDim;
   grid.threads = config->blockDim;
@@ -343,8 +351,8 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
     }
   }
   constexpr unsigned kMostThreads = 1024, kMostYz = 65535;
-  if (grid.NumBlocks() == 0 || grid.NumThreads() == 0 || grid.NumThreads() > kMostThreads || grid.blocks.y > kMostYz ||
-      grid.blocks.z > kMostYz || grid.blocks.x > 0x7fffffff) {
+  if (grid.NumBlocks() == 0 || grid.NumThreads() == 0 || grid.NumThreads() > kMostThreads ||
+      grid.blocks.y > kMostYz || grid.blocks.z > kMostYz || grid.blocks.x > 0x7fffffff) {
     return Return(cudaErrorInvalidConfiguration);
   }
   if (grid.shared_bytes > known.allowed_shared) return Return(cudaErrorInvalidValue);

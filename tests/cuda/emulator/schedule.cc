@@ -2,7 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
+#include <cstdarg>
+#include <cstdio>
+#include <cstdlib>
 #include <iterator>
 #include <numeric>
 #include <utility>
@@ -36,14 +40,19 @@ class Random {
   std::uint64_t state_;
 };
 
-std::uint64_t seed = 1;
+struct Order {
+  std::uint64_t seed = 1;
+  std::uint64_t chains = 0;  // that have run under it: each has an order of its own
+  Order() {
+    if (const char* text = std::getenv("LLMD_EMULATOR_SEED")) seed = std::strtoull(text, nullptr, 10);
+  }
+} order;
 
 class Scheduler {
  public:
-  Scheduler() { own_.Adopt(); }
-
   std::string Run(const std::vector<Grid>& chain) {
-    random_ = Random(seed);
+    own_.Adopt();
+    random_ = Random(order.seed * 1'000'000 + ++order.chains);
     chain_ = &chain;
     progress_.assign(chain.size(), {});
     for (std::size_t g = 0; g < chain.size(); ++g) {
@@ -58,12 +67,12 @@ class Scheduler {
       }
     }
     multiprocessors_.fill({});
-    failure_.clear();
+    failed_ = nullptr;
     polls_ = 0;
-    Loop();
+    const std::string report = Loop();
     resident_.clear();
     active_ = nullptr;
-    return std::exchange(failure_, {});
+    return report;
   }
 
   void Wait(Thread& thread) {
@@ -82,12 +91,11 @@ class Scheduler {
   void GiveWay(Visible visible, Site site) {
     Thread& thread = *current_;
     if (visible == Visible::kPoll && ++polls_ > kPatience) {
-      emulator::Fail("a thread polls, and nothing else happens", site);
-      return;
+      emulator::Fail(site, "deadlock: the thread polls, and nothing else happens");
     }
     if (visible == Visible::kAccess) {
       polls_ = 0;
-      if (random_.Below(4) != 0) return;
+      if (random_.Below(2) != 0) return;
     }
     thread.block->running_warp = random_.BitOf(thread.block->ready_warps);
     Leave(thread, nullptr);
@@ -98,16 +106,25 @@ class Scheduler {
     thread.block->warps[thread.warp()].waiting_for_grid |= 1u << thread.lane();
     Wait(thread);
   }
-  void AllowGridAfter(Block& block) {
-    if (!std::exchange(block.allowed_next, true)) --progress_[block.grid_number].not_allowed;
+  void AllowGridAfter(Thread& thread) {
+    if (!CountAllowed(*thread.block)) return;
+    Leave(thread, nullptr);  // so that the next grid can start while this block goes on
   }
 
-  void Fail(std::string what) {
-    failure_ = std::move(what);
-    if (current_ != nullptr) Leave(*current_, nullptr);
+  // Makes no string: nothing that is left on a fiber's stack would be freed.
+  [[noreturn]] void Fail(Site site, const char* format, std::va_list arguments) {
+    if (current_ == nullptr) {
+      std::fputs("a function of kernels is called outside of one\n", stderr);
+      std::abort();
+    }
+    failed_ = current_;
+    failed_at_ = site;
+    std::vsnprintf(failure_, sizeof(failure_), format, arguments);
+    Leave(*current_, nullptr);
+    std::abort();  // not reached: nobody switches back
   }
 
-  void Finish(Thread& thread) {
+  [[noreturn]] void Finish(Thread& thread) {
     Block& block = *thread.block;
     polls_ = 0;
     thread.done = true;
@@ -115,14 +132,16 @@ class Scheduler {
     block.SetWaiting(thread.warp(), 1u << thread.lane());
     block.warps[thread.warp()].live &= ~(1u << thread.lane());
     LeaveWarp(thread);
-    if (failure_.empty()) LeaveBarriers(thread);
-    if (failure_.empty()) LeaveCluster(thread);
-    Thread* next = failure_.empty() ? NextIn(block) : nullptr;
+    LeaveBarriers(thread);
+    LeaveCluster(thread);
+    Thread* next = NextIn(block);
     SetCurrent(next);
     Fiber::Switch(thread.fiber, next == nullptr ? own_ : next->fiber, true);
+    std::abort();  // not reached
   }
 
   Thread* current() const { return current_; }
+  std::uint64_t switches() const { return switches_.load(std::memory_order_relaxed); }
 
  private:
   static constexpr std::uint64_t kShuffled = 1 << 20;  // grids of more blocks start them by number
@@ -137,25 +156,24 @@ class Scheduler {
     std::size_t shared_bytes = 0;
   };
 
-  void Loop() {
+  std::string Loop() {
     while (true) {
       while (StartBlock()) {
       }
-      if (resident_.empty()) return;
+      if (resident_.empty()) return "";
       const std::size_t slot = PickBlock();
-      if (slot == resident_.size()) {
-        failure_ = DeadlockReport(resident_);
-      } else {
-        Resume(*resident_[slot]);
-        if (failure_.empty() && resident_[slot]->live == 0) Retire(slot);
-      }
-      if (!failure_.empty()) {
-        for (auto& block : resident_) {
-          for (auto& thread : block->threads) thread->fiber.Abandon();
-        }
-        return;
-      }
+      if (slot == resident_.size()) return Abandon(DeadlockReport(resident_));
+      Resume(*resident_[slot]);
+      if (failed_ != nullptr) return Abandon(FailureReport(*failed_, failure_, failed_at_));
+      if (resident_[slot]->live == 0) Retire(slot);
     }
+  }
+
+  std::string Abandon(std::string report) {
+    for (auto& block : resident_) {
+      for (auto& thread : block->threads) thread->fiber.Abandon();
+    }
+    return report;
   }
 
   // One more block, or cluster of blocks, of the first grid that has one left and may start.
@@ -171,8 +189,7 @@ class Scheduler {
       const std::uint64_t start = progress.next / grid.cluster;
       const std::uint64_t number = progress.order.empty() ? start : progress.order[start];
       for (unsigned rank = 0; rank < grid.cluster; ++rank) {
-        resident_.push_back(
-            NewBlock(grid, static_cast<int>(g), places[rank], number * grid.cluster + rank));
+        resident_.push_back(NewBlock(grid, static_cast<int>(g), places[rank], number * grid.cluster + rank));
         resident_.back()->cluster = cluster;
         cluster->blocks.push_back(resident_.back().get());
         ++progress.next;
@@ -204,7 +221,8 @@ class Scheduler {
     return true;
   }
 
-  std::unique_ptr<Block> NewBlock(const Grid& grid, int grid_number, int multiprocessor, std::uint64_t number) {
+  std::unique_ptr<Block> NewBlock(const Grid& grid, int grid_number, int multiprocessor,
+                                  std::uint64_t number) {
     std::unique_ptr<Block> block;
     if (free_.empty()) {
       block = std::make_unique<Block>();
@@ -221,6 +239,7 @@ class Scheduler {
     block->live = grid.NumThreads();
     block->started = block->allowed_next = false;
     block->ready_warps = 0;
+    block->running_warp = 0;
     block->barriers.fill({});
     for (unsigned w = 0; w < 32; ++w) {
       Warp& warp = block->warps[w];
@@ -293,7 +312,7 @@ class Scheduler {
     load.threads -= (block->grid->NumThreads() + 31) / 32 * 32;
     load.blocks -= 1;
     load.shared_bytes -= block->grid->shared_bytes + Multiprocessor::kReservedBytes;
-    AllowGridAfter(*block);
+    CountAllowed(*block);
     if (--progress_[block->grid_number].unfinished == 0) {
       for (auto& other : resident_) {
         if (!AllBeforeDone(other->grid_number)) continue;
@@ -304,6 +323,11 @@ class Scheduler {
     std::move(block->threads.begin(), block->threads.end(), std::back_inserter(free_threads_));
     block->threads.clear();
     free_.push_back(std::move(block));
+  }
+  bool CountAllowed(Block& block) {
+    if (std::exchange(block.allowed_next, true)) return false;
+    --progress_[block.grid_number].not_allowed;
+    return true;
   }
   bool AllBeforeDone(int grid) const {
     return std::all_of(progress_.begin(), progress_.begin() + grid,
@@ -322,7 +346,8 @@ class Scheduler {
   Thread* NextIn(Block& block) {
     if (block.ready_warps == 0) return nullptr;
     if (block.warps[block.running_warp].ready == 0) block.running_warp = random_.BitOf(block.ready_warps);
-    return block.threads[32 * block.running_warp + random_.BitOf(block.warps[block.running_warp].ready)].get();
+    return block.threads[32 * block.running_warp + random_.BitOf(block.warps[block.running_warp].ready)]
+        .get();
   }
 
   void Leave(Thread& thread, Thread* next) {
@@ -333,6 +358,7 @@ class Scheduler {
 
   void SetCurrent(Thread* thread) {
     current_ = thread;
+    switches_.store(switches_.load(std::memory_order_relaxed) + 1, std::memory_order_relaxed);
     if (thread != nullptr) threadIdx = thread->index;
   }
 
@@ -347,8 +373,11 @@ class Scheduler {
   Thread* current_ = nullptr;
   const void* static_of_ = nullptr;
   std::span<char> statics_;
-  std::string failure_;
+  const Thread* failed_ = nullptr;
+  Site failed_at_;
+  char failure_[512];
   std::uint64_t polls_ = 0;
+  std::atomic<std::uint64_t> switches_ = 0;
 };
 
 // Of the device's OS thread; never destroyed, its stacks may hold frames.
@@ -366,22 +395,28 @@ void Scheduler::RunThread() {
 
 }  // namespace
 
-void SetSeed(std::uint64_t new_seed) { seed = new_seed; }
-std::uint64_t Seed() { return seed; }
+void SetSeed(std::uint64_t seed) {
+  order.seed = seed;
+  order.chains = 0;
+}
+std::uint64_t Seed() { return order.seed; }
 std::string RunGrids(const std::vector<Grid>& chain) { return TheScheduler().Run(chain); }
+std::uint64_t Switches() { return TheScheduler().switches(); }
 Thread* Current() { return TheScheduler().current(); }
 void Wait(Thread& thread) { TheScheduler().Wait(thread); }
 void Wake(Block& block, unsigned warp, unsigned lanes) { TheScheduler().Wake(block, warp, lanes); }
 
-void Fail(const std::string& what, Site site) {
-  const Thread* thread = Current();
-  TheScheduler().Fail(thread == nullptr ? what : FailureReport(*thread, what, site));
+void Fail(Site site, const char* format, ...) {
+  std::va_list arguments;
+  va_start(arguments, format);
+  TheScheduler().Fail(site, format, arguments);
 }
 
 void VisibleToOthers(const void* address, Visible visible, Site site) {
   std::uint32_t shared;
   Thread& thread = *Current();
-  if (!thread.block->shared.AddressOf(static_cast<const char*>(address), &shared) || visible == Visible::kPoll) {
+  if (!thread.block->shared.AddressOf(static_cast<const char*>(address), &shared) ||
+      visible == Visible::kPoll) {
     TheScheduler().GiveWay(visible, site);
   }
 }
@@ -389,11 +424,12 @@ void VisibleToOthers(const void* address, Visible visible, Site site) {
 void WaitForGridBefore(Site site) {
   Thread& thread = *Current();
   thread.waits_for = "the grid before";
+  thread.waits_at = Thread::At::kGrid;
   thread.site = site;
   TheScheduler().WaitForGridBefore(thread);
   thread.waits_for = nullptr;
 }
 
-void AllowGridAfter() { TheScheduler().AllowGridAfter(*Current()->block); }
+void AllowGridAfter() { TheScheduler().AllowGridAfter(*Current()); }
 
 }  // namespace llmd::emulator

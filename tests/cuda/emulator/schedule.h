@@ -1,5 +1,5 @@
-// Runs grids: which blocks are resident, which thread is next. One OS thread, and every choice comes from a seeded
-// generator, so a run can be repeated.
+// Runs grids: which blocks are resident, which thread is next. One OS thread, and every choice comes from a
+// seeded generator, so a run can be repeated.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_SCHEDULE_H_
 #define LLMD_TESTS_CUDA_EMULATOR_SCHEDULE_H_
 
@@ -21,12 +21,15 @@ struct Multiprocessor {
 };
 inline constexpr int kMultiprocessors = 8;
 
-// Of the order of threads and blocks.
+// Of the order of threads and blocks; LLMD_EMULATOR_SEED sets it, too.
 void SetSeed(std::uint64_t seed);
 std::uint64_t Seed();
 
 // Runs grids of which each but the first may start early. Returns what went wrong, or nothing.
 std::string RunGrids(const std::vector<Grid>& chain);
+
+// From one thread to another, so far. May be asked by any OS thread.
+std::uint64_t Switches();
 
 // The thread that runs. Null outside of kernels.
 Thread* Current();

@@ -25,7 +25,8 @@ int VisitLibrary(dl_phdr_info* info, std::size_t, void* data) {
   for (int i = 0; i < info->dlpi_phnum; ++i) {
     const auto& segment = info->dlpi_phdr[i];
     const std::uintptr_t begin = info->dlpi_addr + segment.p_vaddr;
-    if (segment.p_type == PT_LOAD && begin <= search->code && search->code < begin + segment.p_memsz) mine = true;
+    if (segment.p_type == PT_LOAD && begin <= search->code && search->code < begin + segment.p_memsz)
+      mine = true;
     if (segment.p_type == PT_TLS) bytes = segment.p_memsz;
   }
   if (!mine) return 0;
@@ -46,7 +47,8 @@ void SharedMemory::Free::operator()(char* memory) const { std::free(memory); }
 void SharedMemory::Begin(std::size_t dynamic_bytes, std::span<char> statics) {
   if (dynamic_bytes != dynamic_bytes_ || dynamic_ == nullptr) {
     void* memory = nullptr;
-    if (posix_memalign(&memory, kAlignment, dynamic_bytes == 0 ? 1 : dynamic_bytes) != 0) throw std::bad_alloc();
+    if (posix_memalign(&memory, kAlignment, dynamic_bytes == 0 ? 1 : dynamic_bytes) != 0)
+      throw std::bad_alloc();
     dynamic_.reset(static_cast<char*>(memory));
     dynamic_bytes_ = dynamic_bytes;
   }

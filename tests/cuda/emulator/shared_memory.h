@@ -1,6 +1,6 @@
-// A block's shared memory. The dynamic part is an allocation of exactly the launch's size. `__shared__` variables are
-// thread-local variables of the kernels' library: on the device's OS thread its thread-local segment is the static
-// shared memory of the block that runs, and is exchanged with the block.
+// A block's shared memory. The dynamic part is an allocation of exactly the launch's size. `__shared__`
+// variables are thread-local variables of the kernels' library: on the device's OS thread its thread-local
+// segment is the static shared memory of the block that runs, and is exchanged with the block.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_SHARED_MEMORY_H_
 #define LLMD_TESTS_CUDA_EMULATOR_SHARED_MEMORY_H_
 

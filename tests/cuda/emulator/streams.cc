@@ -4,10 +4,12 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <utility>
 
+#include "tests/cuda/emulator/crash.h"
 #include "tests/cuda/emulator/schedule.h"
 
 namespace llmd::emulator {
@@ -21,15 +23,29 @@ class DeviceThread {
     std::unique_lock<std::mutex> lock(mutex_);
     work_ = &work;
     changed_.notify_all();
-    changed_.wait(lock, [this] { return work_ == nullptr; });
+    const auto done = [this] { return work_ == nullptr; };
+    std::uint64_t before = 0;
+    while (!changed_.wait_for(lock, Patience(), done)) {
+      if (std::exchange(before, Switches()) == before) ReportHang();
+    }
   }
 
  private:
+  // How long a kernel's thread may run without meeting another: LLMD_EMULATOR_PATIENCE seconds, more for a
+  // debugger.
+  static std::chrono::seconds Patience() {
+    const char* text = std::getenv("LLMD_EMULATOR_PATIENCE");
+    return std::chrono::seconds(text == nullptr ? 30 : std::atoi(text));
+  }
+
   void Loop() {
+    ReportCrashes();
     std::unique_lock<std::mutex> lock(mutex_);
     while (true) {
       changed_.wait(lock, [this] { return work_ != nullptr; });
+      lock.unlock();  // who waits looks whether anything moves
       (*work_)();
+      lock.lock();
       work_ = nullptr;
       changed_.notify_all();
     }
@@ -55,7 +71,7 @@ State& TheState() {
   return *state;
 }
 
-bool Idle(const Operation& operation) {
+bool StartsEarly(const Operation& operation) {
   return std::holds_alternative<Grid>(operation) && std::get<Grid>(operation).early_start;
 }
 
@@ -64,18 +80,20 @@ void RunKernels(CUstream_st& stream) {
   do {
     chain.push_back(std::move(std::get<Grid>(stream.operations.front())));
     stream.operations.pop_front();
-  } while (!stream.operations.empty() && Idle(stream.operations.front()));
+  } while (!stream.operations.empty() && StartsEarly(stream.operations.front()));
   State& state = TheState();
   std::string report;
   state.device.Run([&] { report = RunGrids(chain); });
   if (report.empty()) return;
-  state.report = report + "\nthe order of threads is that of seed " + std::to_string(Seed());
+  state.report = report + "\n  under LLMD_EMULATOR_SEED=" + std::to_string(Seed());
   std::fprintf(stderr, "%s\n", state.report.c_str());
-  state.sticky = report.starts_with("deadlock") ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
+  state.sticky =
+      report.find("deadlock") != std::string::npos ? cudaErrorLaunchTimeout : cudaErrorLaunchFailure;
 }
 
 double Now() {
-  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
 }
 
 }  // namespace

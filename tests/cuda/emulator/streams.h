@@ -1,5 +1,5 @@
-// Streams, events and graphs. Nothing runs before the host waits for it, so a host that forgets to wait sees it; then
-// the device's OS thread runs it while the host's stands still.
+// Streams, events and graphs. Nothing runs before the host waits for it, so a host that forgets to wait sees
+// it; then the device's OS thread runs it while the host's stands still.
 #ifndef LLMD_TESTS_CUDA_EMULATOR_STREAMS_H_
 #define LLMD_TESTS_CUDA_EMULATOR_STREAMS_H_
 

@@ -70,18 +70,16 @@ inline int LaneInPart(int source, int width, bool inside) {
 
 }  // namespace llmd::emulator
 
-#define LLMD_SITE llmd::emulator::Site site = llmd::emulator::Site::current()
-
 template <typename T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32, LLMD_SITE) {
-  return llmd::emulator::Shuffle("__shfl_sync", mask, value, llmd::emulator::LaneInPart(source & (width - 1), width, true),
-                                 site);
+  return llmd::emulator::Shuffle("__shfl_sync", mask, value,
+                                 llmd::emulator::LaneInPart(source & (width - 1), width, true), site);
 }
 template <typename T>
 T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, LLMD_SITE) {
   const int source = llmd::emulator::Lane() % width - static_cast<int>(delta);
-  return llmd::emulator::Shuffle("__shfl_up_sync", mask, value, llmd::emulator::LaneInPart(source, width, source >= 0),
-                                 site);
+  return llmd::emulator::Shuffle("__shfl_up_sync", mask, value,
+                                 llmd::emulator::LaneInPart(source, width, source >= 0), site);
 }
 template <typename T>
 T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, LLMD_SITE) {
@@ -93,7 +91,8 @@ template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, LLMD_SITE) {
   const int source = llmd::emulator::Lane() ^ bits;  // of parts before it may be read, of parts after it not
   const bool inside = source < (llmd::emulator::Lane() / width + 1) * width;
-  return llmd::emulator::Shuffle("__shfl_xor_sync", mask, value, inside ? source : llmd::emulator::Lane(), site);
+  return llmd::emulator::Shuffle("__shfl_xor_sync", mask, value, inside ? source : llmd::emulator::Lane(),
+                                 site);
 }
 
 inline unsigned __ballot_sync(unsigned mask, bool predicate, LLMD_SITE) {
@@ -137,7 +136,8 @@ inline unsigned __reduce_and_sync(unsigned mask, unsigned value, LLMD_SITE) {
 }
 
 inline void __syncwarp(unsigned mask = 0xffffffff, LLMD_SITE) {
-  llmd::emulator::Collective("__syncwarp", mask, nullptr, [](void* const(&)[32], unsigned) {}, site);
+  llmd::emulator::Collective(
+      "__syncwarp", mask, nullptr, [](void* const(&)[32], unsigned) {}, site);
 }
 inline void __syncthreads(LLMD_SITE) { llmd::emulator::Barrier("__syncthreads", 0, 0, false, site); }
 inline int __syncthreads_count(int predicate, LLMD_SITE) {

@@ -3,8 +3,8 @@
 #define LLMD_CUDA_ATTENTION_PTX_CUH_
 
 #include <cmath>
-#include <cstring>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "tests/cuda/emulator/kernel_side.h"
@@ -12,18 +12,15 @@
 
 namespace llmd::cuda {
 
-using emulator::Site;
-
 inline std::uint32_t SharedAddress(const void* pointer) { return emulator::SharedAddress(pointer); }
 
 inline std::uint64_t EvictFirstPolicy() { return 1; }
 inline std::uint64_t EvictLastPolicy() { return 2; }
 
-inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t,
-                        Site site = Site::current()) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
 }
-inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, Site site = Site::current()) {
+inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, true, site);
 }
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
@@ -32,25 +29,26 @@ void CopyAsyncWait() {
   emulator::CopyAsyncWait(kPending);
 }
 
-inline void LoadMatrix4(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadMatrix4(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   emulator::LoadMatrices(r, shared, false, site);
 }
-inline void LoadMatrix4Transposed(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadMatrix4Transposed(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   emulator::LoadMatrices(r, shared, true, site);
 }
 
 template <typename T>
 void MatrixMultiplyAdd(float (&d)[4], const std::uint32_t (&a)[4], std::uint32_t b0, std::uint32_t b1,
-                       Site site = Site::current()) {
+                       LLMD_SITE) {
   constexpr bool kHalf = std::is_same_v<T, __half>;
   static_assert(kHalf || std::is_same_v<T, __nv_bfloat16>);
-  emulator::MultiplyAdd(kHalf ? emulator::MatrixType::kHalf : emulator::MatrixType::kBfloat, d, a, b0, b1, site);
+  emulator::MultiplyAdd(kHalf ? emulator::MatrixType::kHalf : emulator::MatrixType::kBfloat, d, a, b0, b1,
+                        site);
 }
 
-inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
-inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, Site site = Site::current()) {
+inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
 
@@ -73,14 +71,14 @@ std::uint32_t Pack(float low, float high) {
 
 inline std::uint32_t HalfPairOfE4m3(std::uint32_t pair) { return emulator::HalvesOfE4m3(pair); }
 
-inline void WaitForKernelBefore(Site site = Site::current()) { emulator::WaitForGridBefore(site); }
+inline void WaitForKernelBefore(LLMD_SITE) { emulator::WaitForGridBefore(site); }
 inline void AllowKernelAfter() { emulator::AllowGridAfter(); }
 
-inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, Site site = Site::current()) {
+inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, LLMD_SITE) {
   return atomicAdd(counter, value, site);
 }
 
-inline void SyncThreads(int barrier, int threads, Site site = Site::current()) {
+inline void SyncThreads(int barrier, int threads, LLMD_SITE) {
   emulator::Barrier("bar.sync", barrier, threads, false, site);
 }
 

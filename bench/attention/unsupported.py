@@ -1,0 +1,2 @@
+class Unsupported(Exception):
+    """A contender has no kernel for the case."""

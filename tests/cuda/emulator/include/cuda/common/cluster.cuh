@@ -6,14 +6,14 @@
 
 namespace llmd::cuda {
 
-inline void ClusterArrive(emulator::Site site = emulator::Site::current()) { emulator::ClusterArrive(site); }
-inline void ClusterWait(emulator::Site site = emulator::Site::current()) { emulator::ClusterWait(site); }
-inline void ClusterSync(emulator::Site site = emulator::Site::current()) {
+inline void ClusterArrive(LLMD_SITE) { emulator::ClusterArrive(site); }
+inline void ClusterWait(LLMD_SITE) { emulator::ClusterWait(site); }
+inline void ClusterSync(LLMD_SITE) {
   emulator::ClusterArrive(site);
   emulator::ClusterWait(site);
 }
 template <typename T>
-T* OfBlock(T* shared, unsigned rank, emulator::Site site = emulator::Site::current()) {
+T* OfBlock(T* shared, unsigned rank, LLMD_SITE) {
   return static_cast<T*>(emulator::OfBlock(shared, rank, site));
 }
 

@@ -11,6 +11,7 @@
 namespace llmd::cuda {
 namespace {
 
+constexpr int kMaxSplit = 1 << 30;
 constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
 
 int Grid(const Device& device) { return std::min(device.sms, kMaxStarts); }  // one block a multiprocessor
@@ -29,6 +30,10 @@ llmd_code Supported(const llmd_attention_shape& shape) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_batch is " + std::to_string(shape.max_batch) +
                                                  ", the plan holds fewer than " +
                                                  std::to_string(UnitCount::kMaxItems) + " requests * heads");
+  }
+  if (shape.fixed_split > kMaxSplit) {
+    return attention::Fail(LLMD_UNSUPPORTED, "shape.fixed_split is " + std::to_string(shape.fixed_split) +
+                                                 ", must be at most " + std::to_string(kMaxSplit));
   }
   if (shape.fixed_split > 0 && shape.max_kv_tokens > kMaxKvTokens) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_kv_tokens is " + std::to_string(shape.max_kv_tokens) +

@@ -4,6 +4,7 @@
 #define LLMD_CUDA_ATTENTION_HOST_PLAN_H_
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -20,12 +21,14 @@ struct PlanInput {
   int window = 0;
   int unit_keys = kUnitKeys;
   bool fixed_split = false;
+  std::int64_t most_units = std::numeric_limits<std::int64_t>::max();  // with a fixed split: of all items
   int grid = 1;
 };
 
 struct HostPlan {
   std::vector<PieceStart> starts;     // [grid + 1]
   std::vector<std::int64_t> units;    // [batch + 1]
+  std::vector<std::int32_t> lengths;  // 0 for requests that find no room
   std::vector<std::int32_t> empty;    // rows to zero
   std::vector<std::int32_t> prefill;  // [batch + 1]
   int shares = 0;                     // of the cost line
@@ -38,19 +41,23 @@ struct HostPlan {
 inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units, int heads, int shares,
                                           int grid, std::span<const std::int32_t> lengths, int* blocks) {
   const int count = static_cast<int>(units.size()) - 1;
-  std::vector<PieceStart> starts;
-  std::vector<std::int64_t> places;
+  const Shares line(UnitCount::Cost(units[count]), shares);
+  std::vector<Start> distinct;
+  std::vector<int> block_of;  // of each share
   for (int c = 0; c < shares; ++c) {
-    PieceStart start = StartAt(c * UnitCount::Cost(units[count]) / shares, units.data(), count, heads);
-    if (!lengths.empty()) start.length = lengths[start.request];
-    const std::int64_t place = PlaceOf(start, units.data(), heads);
-    if (!places.empty() && places.back() == place) continue;
-    places.push_back(place);
-    starts.push_back(start);
+    const Start start = StartAt(line.Begin(c), units.data(), count, heads);
+    if (distinct.empty() || distinct.back().place != start.place) distinct.push_back(start);
+    block_of.push_back(static_cast<int>(distinct.size()) - 1);
   }
-  *blocks = static_cast<int>(places.size());
-  for (int i = 0; i < *blocks; ++i) {
-    FindEnds(starts[i], places.data(), i, *blocks, ItemUnits(units.data(), starts[i].request, heads));
+  *blocks = static_cast<int>(distinct.size());
+  std::vector<PieceStart> starts;
+  for (Start& start : distinct) {
+    if (!lengths.empty()) start.piece.length = lengths[start.piece.request];
+    if (start.piece.unit > 0) {
+      start.piece.first_block = block_of[FirstShare(start, line)];
+      start.piece.last_block = block_of[LastShare(start, line)];
+    }
+    starts.push_back(start.piece);
   }
   PieceStart end{};
   end.request = count;
@@ -62,9 +69,17 @@ inline HostPlan MakePlan(const PlanInput& in) {
   HostPlan plan;
   const int batch = static_cast<int>(in.lengths.size());
   std::int64_t count = 0, tiles = 0;
+  std::int64_t asked = 0;  // units, of those that found no room as well
   for (int b = 0; b < batch; ++b) {
     const int rows = in.rows.empty() ? 1 : in.rows[b];
-    const RequestWork work = WorkOf(in.mode, in.lengths[b], rows, in.group, in.window, in.unit_keys);
+    int length = in.lengths[b];
+    RequestWork work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    asked += std::int64_t{work.units} * in.heads;
+    if (work.units > 0 && in.fixed_split && asked > in.most_units) {
+      length = 0;
+      work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    }
+    plan.lengths.push_back(length);
     plan.units.push_back(count);
     plan.prefill.push_back(static_cast<std::int32_t>(tiles));
     if (work.units > 0) count += UnitCount::Make(std::int64_t{work.units} * in.heads, in.heads);
@@ -76,7 +91,7 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
   plan.shares = SharesOf(count, in.fixed_split, in.grid);
-  plan.starts = MakeStarts(plan.units, in.heads, plan.shares, in.grid, in.lengths, &plan.blocks);
+  plan.starts = MakeStarts(plan.units, in.heads, plan.shares, in.grid, plan.lengths, &plan.blocks);
   return plan;
 }
 
@@ -91,13 +106,13 @@ struct HostPrefillPlan {
 inline HostPrefillPlan MakePrefillPlan(const PlanInput& in, const HostPlan& plan, int heads, int grid) {
   HostPrefillPlan prefill;
   const int batch = static_cast<int>(in.lengths.size()), tiles = plan.prefill[batch];
-  if (tiles == 0 || !TilesOnLine(tiles, heads, in.fixed_split, grid)) return prefill;
+  if (tiles == 0 || tiles > MostLineTiles(heads, in.fixed_split, grid)) return prefill;
   std::int64_t count = 0;
   int longest = 0;
   for (int tile = 0; tile < tiles; ++tile) {
     const int request = LastAtOrBefore(plan.prefill.data(), 0, batch, tile);
     const int steps =
-        TileUnits(in.lengths[request], in.rows[request], tile - plan.prefill[request], in.group, in.window);
+        TileUnits(plan.lengths[request], in.rows[request], tile - plan.prefill[request], in.group, in.window);
     prefill.units.push_back(count);
     count += UnitCount::Make(std::int64_t{steps} * heads, heads);
     longest = std::max(longest, steps);

@@ -160,6 +160,16 @@ struct UnitCount {
   LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
 };
 
+// The longest request that a plan takes: sums and offsets then stay within their types.
+LLMD_HD inline int MostKeys(int max_batch, int heads, int unit_keys) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  const std::int64_t of_all =
+      ((std::int64_t{1} << UnitCount::kShift) - 1) / (std::int64_t{max_batch} * heads);
+  const std::int64_t of_one = ((std::int64_t{1} << 31) - 1) / heads - kItemCost;
+  const std::int64_t units = of_all < of_one ? of_all : of_one;
+  return static_cast<int>(units < kMost / unit_keys ? units * unit_keys : kMost);
+}
+
 // What a request asks for in a step. A request is decoded, prefilled, a row to zero, or nothing.
 struct RequestWork {
   int units = 0;                   // of each decode item
@@ -184,31 +194,70 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
   return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
 }
 
-LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
+// A start, and where the item it is in lies.
+struct Start {
+  PieceStart piece;
+  std::int64_t place;      // on the line of units, which orders starts and finds equal ones
+  std::int64_t item_cost;  // where the item begins on the cost line
+  int item_units;
+};
+
+// The start at a point of the cost line, 0 to less than all of it; `units` may be in shared memory.
+LLMD_HD inline Start StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
   int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
   while (high - low > 1) {
-    int middle = (low + high) / 2;
+    const int middle = (low + high) / 2;
     if (UnitCount::Cost(units[middle]) <= cost)
       low = middle;
     else
       high = middle;
   }
-  // Within a request 32 bits are enough.
-  const int rest = static_cast<int>(cost - UnitCount::Cost(units[low]));
-  const int item_units = ItemUnits(units, low, heads);
-  PieceStart start{};
-  start.request = low;
-  if (item_units == 0) return start;
-  start.head = rest / (item_units + kItemCost);
-  const int inside = rest - start.head * (item_units + kItemCost);
-  start.unit = inside > kItemCost ? inside - kItemCost : 0;
+  const std::int64_t request_cost = UnitCount::Cost(units[low]);
+  Start start{};
+  start.piece.request = low;
+  start.item_units = ItemUnits(units, low, heads);
+  // Within a request 32 bits are enough (MostKeys).
+  const int rest = static_cast<int>(cost - request_cost), item = start.item_units + kItemCost;
+  start.piece.head = rest / item;
+  const int inside = rest - start.piece.head * item;
+  start.piece.unit = inside > kItemCost ? inside - kItemCost : 0;
+  start.item_cost = cost - inside;
+  start.place = UnitCount::Units(units[low]) + start.piece.head * start.item_units + start.piece.unit;
   return start;
 }
 
-// Place of a start on the line of units, which orders starts and finds equal ones.
-LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t* units, int heads) {
-  return UnitCount::Units(units[start.request]) + start.head * ItemUnits(units, start.request, heads) +
-         start.unit;
+// The cost line in even shares: floor(share * cost / shares) is where one begins.
+class Shares {
+ public:
+  LLMD_HD Shares(std::int64_t cost, int count)
+      : count_(count), whole_(count > 0 ? cost / count : 0), rest_(static_cast<int>(cost - whole_ * count)) {}
+
+  LLMD_HD int count() const { return count_; }
+  LLMD_HD std::int64_t Begin(int share) const { return share * whole_ + share * rest_ / count_; }
+
+  // The last share that begins at or before a point of the line. The estimate is at most one off: a few
+  // floats' errors times 1,023 shares, and the line is longer than their number.
+  LLMD_HD int At(std::int64_t point) const {
+    const float width = static_cast<float>(whole_) + static_cast<float>(rest_) / static_cast<float>(count_);
+    int share = static_cast<int>(static_cast<float>(point) / width);
+    share = share < count_ ? share : count_ - 1;
+    if (Begin(share) > point) return share - 1;
+    return share + 1 < count_ && Begin(share + 1) <= point ? share + 1 : share;
+  }
+
+ private:
+  int count_;
+  std::int64_t whole_;
+  int rest_;
+};
+
+// The shares that hold the beginning and the end of the start's item. Starts within an item's fixed cost are
+// at its beginning.
+LLMD_HD inline int FirstShare(const Start& start, const Shares& shares) {
+  return shares.At(start.item_cost + kItemCost);
+}
+LLMD_HD inline int LastShare(const Start& start, const Shares& shares) {
+  return shares.At(start.item_cost + kItemCost + start.item_units - 1);
 }
 
 // Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
@@ -235,16 +284,6 @@ LLMD_HD int LastAtOrBefore(const T* places, int low, int high, std::int64_t plac
       high = middle;
   }
   return low;
-}
-
-// Completes start `index` of `blocks`, at places[index], in an item of `item_units`: the blocks at the ends
-// of the item it cuts.
-LLMD_HD inline void FindEnds(PieceStart& start, const std::int64_t* places, int index, int blocks,
-                             int item_units) {
-  if (start.unit == 0) return;
-  const std::int64_t item = places[index] - start.unit;
-  start.first_block = LastAtOrBefore(places, 0, blocks, item);
-  start.last_block = LastAtOrBefore(places, index, blocks, item + item_units - 1);
 }
 
 }  // namespace llmd::cuda

@@ -33,8 +33,10 @@ LLMD_HD inline int TileUnits(int length, int tokens, int tile, int group, int wi
   return std::max(1, TileSteps(before + first_row / group, before + last_row / group, window));
 }
 
-LLMD_HD inline bool TilesOnLine(std::int64_t tiles, int heads, bool fixed_split, int grid) {
-  return !fixed_split && tiles <= kMaxLineTiles && tiles * heads < kItemsForCounter * grid;
+// The line takes up to so many tiles.
+LLMD_HD inline int MostLineTiles(int heads, bool fixed_split, int grid) {
+  const int tiles = (kItemsForCounter * grid - 1) / heads;
+  return fixed_split ? 0 : tiles < kMaxLineTiles ? tiles : kMaxLineTiles;
 }
 
 // Blocks that share the line; `longest` is the greatest number of steps of an item. Merging a part costs as

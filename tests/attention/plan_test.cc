@@ -325,11 +325,12 @@ TEST(Plan, RandomBatches) {
 
 // Lengths and sums past 32 bits.
 TEST(Plan, Limits) {
-  const std::int32_t most = std::numeric_limits<std::int32_t>::max() - kUnitKeys;
+  const std::int32_t most = MostKeys(1500, 32, kUnitKeys);
   CheckBatch({.lengths = {most}, .heads = 32});
   CheckBatch({.lengths = {most, 0, most - 1, 1, most}, .heads = 16, .grid = 1023});
   CheckBatch({.lengths = std::vector<std::int32_t>(1500, most), .heads = 8});
   CheckBatch({.lengths = {most, 5}, .heads = 8, .window = 128});
+  CheckBatch({.lengths = {MostKeys(1, 1024, kUnitKeys)}, .heads = 1024});
   CheckBatch({.lengths = {1}, .rows = {1 << 30}, .mode = LLMD_PREFILL, .group = 16});
 }
 
@@ -347,15 +348,57 @@ TEST(Plan, MergeGroupsCoverTheParts) {
   }
 }
 
-TEST(Plan, LastAtOrBefore) {
-  const std::vector<std::int64_t> places = {0, 3, 4, 10, 11};
-  for (int low = 0; low < 5; ++low) {
-    for (int high = low + 1; high <= 5; ++high) {
-      for (std::int64_t place = 0; place < 14; ++place) {
-        int expected = low;
-        for (int i = low; i < high; ++i) expected = places[i] <= place ? i : expected;
-        EXPECT_EQ(LastAtOrBefore(places.data(), low, high, place), expected);
+TEST(Plan, RequestsWithoutSlotsCountAsEmpty) {
+  const std::vector<std::int32_t> lengths = {128, 300, 64, 0, 64};  // 2, 5, 1, 0 and 1 units
+  Batch batch{.lengths = lengths, .heads = 2, .fixed_split = 64};
+  PlanInput input = batch.Input();
+  input.most_units = 2 * 7;
+  HostPlan plan = MakePlan(input);
+  EXPECT_EQ(plan.lengths, (std::vector<std::int32_t>{128, 300, 0, 0, 0}));
+  EXPECT_EQ(plan.empty, (std::vector<std::int32_t>{2, 3, 4}));
+  EXPECT_EQ(UnitCount::Units(plan.units[5]), 14);
+  input.most_units = 2 * 6;
+  plan = MakePlan(input);  // those after the one that is refused are as well
+  EXPECT_EQ(plan.lengths, (std::vector<std::int32_t>{128, 0, 0, 0, 0}));
+}
+
+TEST(Plan, MostKeysKeepSumsInTheirTypes) {
+  for (int batch : {1, 256, 1 << 14, 1 << 20}) {
+    for (int heads : {1, 8, 128, 1024}) {
+      for (int unit_keys : {64, 2048, 1 << 30}) {
+        const std::int64_t keys = MostKeys(batch, heads, unit_keys);
+        const std::int64_t units = (keys + unit_keys - 1) / unit_keys;
+        EXPECT_GE(keys, 1);
+        EXPECT_LE(keys, 1 << 30);
+        EXPECT_LT(units * heads * batch, std::int64_t{1} << UnitCount::kShift);
+        EXPECT_LE((units + kItemCost) * heads, std::numeric_limits<std::int32_t>::max());
       }
+    }
+  }
+  EXPECT_EQ(MostKeys(256, 8, kUnitKeys), 1 << 30);
+}
+
+TEST(Plan, SharesAreEvenAndFound) {
+  for (std::int64_t cost : {std::int64_t{1}, std::int64_t{7}, std::int64_t{132}, std::int64_t{1000}}) {
+    for (int count = 1; count <= std::min<std::int64_t>(cost, 140); ++count) {
+      const Shares shares(cost, count);
+      int last = 0;
+      for (std::int64_t point = 0; point < cost; ++point) {
+        while (last + 1 < count && shares.Begin(last + 1) <= point) ++last;
+        ASSERT_EQ(shares.At(point), last) << point << " of " << cost << " in " << count;
+      }
+    }
+  }
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 200000; ++round) {  // at their edges, where the estimate is least sure
+    const std::int64_t cost = static_cast<std::int64_t>(random() >> (23 + random() % 40)) + 1023;
+    const int count = static_cast<int>(random() % 1023) + 1, share = static_cast<int>(random() % count);
+    const Shares shares(cost, count);
+    const std::int64_t begin = shares.Begin(share);
+    ASSERT_EQ(begin, static_cast<std::int64_t>(static_cast<__int128>(share) * cost / count));
+    ASSERT_EQ(shares.At(begin), share);
+    if (share > 0) {
+      ASSERT_EQ(shares.At(begin - 1), share - 1);
     }
   }
 }

@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(1024) BlockKernel(const __grid_constant__ llmd
 }
 
 template <typename T, int N>
-__global__ void TwoPassKernel(const __grid_constant__ llmd_rms_norm_args args) {
+__global__ void __launch_bounds__(1024) TwoPassKernel(const __grid_constant__ llmd_rms_norm_args args) {
   __shared__ float shared[32];
   const int64_t row = blockIdx.x;
   const T* x = static_cast<const T*>(args.x) + row * args.x_stride;

@@ -311,7 +311,9 @@ template <typename T>
 llmd_code Run(const llmd_sample_args& args, llmd_stream stream) {
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
-  const int most = device->capability >= 90 ? kLogMaxBlocks : 0;
+  const int code = CodeArchitecture(SampleKernel<T>);
+  if (code == 0) return LLMD_DEVICE_ERROR;
+  const int most = code >= 90 ? kLogMaxBlocks : 0;  // of the code, which knows no cluster if it is older
   const int steps = CeilDivide(args.vocab, Part<T>::kStep);
   const auto bytes = [&](int log) {
     return static_cast<int64_t>(sizeof(SampleShared)) + int64_t{CeilDivide(steps, 1 << log)} * 32 * 16;
@@ -325,7 +327,8 @@ llmd_code Run(const llmd_sample_args& args, llmd_stream stream) {
   }
   const bool keep = bytes(log_blocks) <= device->max_shared_bytes;
   const size_t shared = keep ? bytes(log_blocks) : sizeof(SampleShared);
-  if (const llmd_code code = AllowShared("sample", SampleKernel<T>, shared); code != LLMD_OK) return code;
+  if (const llmd_code allowed = AllowShared("sample", SampleKernel<T>, shared); allowed != LLMD_OK)
+    return allowed;
   const Launch launch = {.kernel = "sample",
                          .grid = dim3(static_cast<unsigned>(args.batch) << log_blocks),
                          .block = dim3(kSampleThreads),
@@ -341,7 +344,8 @@ llmd_code Sample(const llmd_sample_args& args, llmd_stream stream) {
   if (args.batch == 0) return LLMD_OK;
   if (args.batch > INT32_MAX / kMaxBlocks)
     return attention::Fail(LLMD_UNSUPPORTED, "sample: batch is 2^28 or more");
-  if (args.vocab > INT32_MAX / 2) return attention::Fail(LLMD_UNSUPPORTED, "sample: vocab is 2^30 or more");
+  if (args.vocab >> (64 - kUnitBits) != 0)  // sums of weights have 64 bits
+    return attention::Fail(LLMD_UNSUPPORTED, "sample: vocab is 2^24 or more");
   return DispatchDtype(args.dtype, [&](auto element) { return Run<decltype(element)>(args, stream); });
 }
 

@@ -48,7 +48,10 @@ void ClusterWait(Site site) {
 }
 
 void LeaveCluster(Thread& thread) {
-  if (thread.block->cluster->blocks.size() > 1) TryComplete(*thread.block->cluster);
+  Cluster& cluster = *thread.block->cluster;
+  if (thread.cluster_phase > cluster.phase)
+    --cluster.arrived;  // it came, and will not wait: for others it is gone
+  if (cluster.blocks.size() > 1) TryComplete(cluster);
 }
 
 void* OfBlock(void* shared, unsigned rank, Site site) {

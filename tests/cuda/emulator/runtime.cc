@@ -326,6 +326,14 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   Kernels()[kernel].allowed_shared = static_cast<std::size_t>(value);
   return Return(cudaSuccess);
 }
+// Of any kernel: it becomes known when it is launched.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  LLMD_EMULATOR_LOCK;
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = 90;
+  attributes->maxDynamicSharedSizeBytes = static_cast<int>(Kernels()[kernel].allowed_shared);
+  return Return(cudaSuccess);
+}
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
   LLMD_EMULATOR_LOCK;
   const Kernel& known = Kernels()[kernel];

@@ -11,11 +11,10 @@
 namespace llmd::cuda {
 namespace {
 
-constexpr int kMaxGrid = 1023;  // starts that one block plans
-
+constexpr int kMaxSplit = 1 << 30;
 constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
 
-int Grid(const Device& device) { return std::min(device.sms, kMaxGrid); }  // one block a multiprocessor
+int Grid(const Device& device) { return std::min(device.sms, kMaxStarts); }  // one block a multiprocessor
 
 llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.head_dim != 64 && shape.head_dim != 128) {
@@ -25,16 +24,16 @@ llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.kv_dtype == LLMD_F32) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.kv_dtype is f32, the kernels have bf16, f16 and e4m3");
   }
-  if (shape.kv_dtype == LLMD_E4M3 && shape.mode != LLMD_DECODE) {
-    return attention::Fail(LLMD_UNSUPPORTED,
-                           "shape.kv_dtype is e4m3, which the kernels read in LLMD_DECODE only");
-  }
   const int64_t heads =
       int64_t{shape.num_kv_heads} * CeilDivide(shape.num_q_heads / shape.num_kv_heads, kRowTile);
   if (shape.max_batch >= UnitCount::kMaxItems / heads) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_batch is " + std::to_string(shape.max_batch) +
                                                  ", the plan holds fewer than " +
                                                  std::to_string(UnitCount::kMaxItems) + " requests * heads");
+  }
+  if (shape.fixed_split > kMaxSplit) {
+    return attention::Fail(LLMD_UNSUPPORTED, "shape.fixed_split is " + std::to_string(shape.fixed_split) +
+                                                 ", must be at most " + std::to_string(kMaxSplit));
   }
   if (shape.fixed_split > 0 && shape.max_kv_tokens > kMaxKvTokens) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_kv_tokens is " + std::to_string(shape.max_kv_tokens) +
@@ -64,6 +63,7 @@ llmd_kv_strides InBytes(const llmd_kv_strides& strides, size_t element) {
 DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& layout) {
   const llmd_attention_shape& shape = args.shape;
   const size_t element = attention::SizeOf(args.cache.dtype);
+  const bool scaled = args.cache.dtype == LLMD_E4M3;
   return {.q = static_cast<const char*>(args.q),
           .o = static_cast<char*>(args.o),
           .lse = args.lse,
@@ -75,8 +75,8 @@ DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& la
           .v = static_cast<const char*>(args.cache.v),
           .k_strides = InBytes(args.cache.k_strides, element),
           .v_strides = InBytes(args.cache.v_strides, element),
-          .k_scale = args.cache.k_scale,
-          .v_scale = args.cache.v_scale,
+          .k_scale = scaled ? args.cache.k_scale : nullptr,
+          .v_scale = scaled ? args.cache.v_scale : nullptr,
           .sinks = args.sinks,
           .pages = args.pages,
           .workspace = WorkspaceAt(args.workspace, layout),
@@ -126,6 +126,10 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   WorkspaceLayout layout;
   const llmd_attention_shape& shape = args.shape;
   if (llmd_code code = LayoutFor(shape, args.workspace_bytes, &layout); code != LLMD_OK) return code;
+  if (shape.mode != LLMD_DECODE && !attention::IsAligned(args.q, args.q_strides, args.q_dtype, 16)) {
+    return attention::Fail(LLMD_UNSUPPORTED,
+                           "rows of q are not multiples of 16 bytes apart, as prefill needs");
+  }
   const DecodeParams params = ParamsOf(args, layout);
   if (shape.mode != LLMD_PREFILL) {
     const llmd_code code = shape.kv_dtype == LLMD_BF16  ? LaunchDecodeKernel<__nv_bfloat16>(params, stream)
@@ -135,10 +139,13 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   }
   const PrefillParams prefill{.common = params,
                               .group = FastDivide(params.group),
-                              .grid = 2 * CurrentDevice()->sms,
+                              .kv_heads = shape.num_kv_heads,
+                              .grid = layout.prefill_grid,
+                              .rows_of_part = layout.prefill_rows,
                               .zero_padding = shape.mode == LLMD_PREFILL};
-  return shape.kv_dtype == LLMD_BF16 ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
-                                     : LaunchPrefillKernel<__half>(prefill, stream);
+  return shape.kv_dtype == LLMD_BF16  ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
+         : shape.kv_dtype == LLMD_F16 ? LaunchPrefillKernel<__half>(prefill, stream)
+                                      : LaunchPrefillKernel<__nv_fp8_e4m3>(prefill, stream);
 }
 
 llmd_code CheckWorkspace(void* workspace, llmd_data_error* error, llmd_stream stream) {

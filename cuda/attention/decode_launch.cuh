@@ -27,8 +27,8 @@ llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) 
 template <typename Cache, int D>
 llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
   switch (params.heads / params.item_heads) {  // teams; TeamsOf() chooses
-    case 8:
-      return LaunchDecodeKernelFor<Cache, D, 8>(params, stream);
+    case kDecodeWarps:
+      return LaunchDecodeKernelFor<Cache, D, kDecodeWarps>(params, stream);
     case 2:
       if constexpr (D * sizeof(Cache) <= kShortRowBytes)
         return LaunchDecodeKernelFor<Cache, D, 2>(params, stream);

@@ -126,9 +126,16 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   WorkspaceLayout layout;
   const llmd_attention_shape& shape = args.shape;
   if (llmd_code code = LayoutFor(shape, args.workspace_bytes, &layout); code != LLMD_OK) return code;
-  if (shape.mode != LLMD_DECODE && !attention::IsAligned(args.q, args.q_strides, args.q_dtype, 16)) {
+  // How q is read: copied by prefill, four or two elements at a time by decode. o is written two at a time.
+  const size_t q_bytes = shape.mode != LLMD_DECODE ? 16 : shape.kv_dtype == LLMD_E4M3 ? 8 : 4;
+  if (!attention::IsAligned(args.q, args.q_strides, args.q_dtype, q_bytes)) {
+    return attention::Fail(LLMD_UNSUPPORTED, "rows of q do not begin at multiples of " +
+                                                 std::to_string(q_bytes) + " bytes, as this mode needs");
+  }
+  const size_t o_bytes = 2 * attention::SizeOf(args.o_dtype);
+  if (!attention::IsAligned(args.o, args.o_strides, args.o_dtype, o_bytes)) {
     return attention::Fail(LLMD_UNSUPPORTED,
-                           "rows of q are not multiples of 16 bytes apart, as prefill needs");
+                           "rows of o do not begin at multiples of " + std::to_string(o_bytes) + " bytes");
   }
   const DecodeParams params = ParamsOf(args, layout);
   if (shape.mode != LLMD_PREFILL) {

@@ -185,7 +185,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
     if (has_q) w.prefill[p.batch] = static_cast<std::int32_t>(all_tiles);
     w.header->empty_rows = static_cast<std::int32_t>(all_empty);
     w.header->prefill_tiles = static_cast<std::int32_t>(all_tiles);
-    w.header->tokens = tokens;
+    w.header->tokens = max(0, tokens);  // rows from here on may be zeroed
   }
   __syncthreads();
 

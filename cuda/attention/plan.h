@@ -33,8 +33,9 @@ inline constexpr int kPrefillKeys = 64;   // of a step of prefill, the unit of i
 
 // Where a block's share begins; the next start is its end. Starts past the last share have request = batch.
 // `first_block` and `last_block` are the blocks that hold the beginning and the end of the item that is cut
-// here (unit > 0).
-struct alignas(32) PieceStart {
+// here (unit > 0). Read as two pieces of 16 bytes: a workspace need not be aligned to more (32 would be read
+// at once on sm_100).
+struct alignas(16) PieceStart {
   std::int32_t request;
   std::int32_t head;  // KV head * row tiles + row tile
   std::int32_t unit;

@@ -296,6 +296,26 @@ TEST_F(AttentionTest, ValidatedModeReportsBadLengths) {
   }
 }
 
+TEST_F(AttentionTest, RowsThatAreNotAlignedAreRefused) {
+  for (llmd_attention_mode mode : {LLMD_DECODE, LLMD_PREFILL}) {
+    for (llmd_dtype o_dtype : {LLMD_BF16, LLMD_F32}) {
+      AttentionCase problem({.mode = mode, .o_dtype = o_dtype, .lengths = {64}, .queries = {1}});
+      ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+      llmd_attention_args& args = problem.device().args;
+      const llmd_attention_args good = args;
+      const int element = o_dtype == LLMD_F32 ? 4 : 2;
+      args.o = static_cast<char*>(args.o) + element;
+      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
+      args = good;
+      ++args.o_strides.head;
+      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
+      args = good;
+      args.q = static_cast<const char*>(args.q) + 2;
+      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
+    }
+  }
+}
+
 TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
   for (const CaseOptions& options :
        {CaseOptions{.kv_heads = 1, .lengths = {9000, 33, 400}},

@@ -126,9 +126,16 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   WorkspaceLayout layout;
   const llmd_attention_shape& shape = args.shape;
   if (llmd_code code = LayoutFor(shape, args.workspace_bytes, &layout); code != LLMD_OK) return code;
-  if (shape.mode != LLMD_DECODE && !attention::IsAligned(args.q, args.q_strides, args.q_dtype, 16)) {
+  const size_t q_alignment = shape.mode != LLMD_DECODE ? 16 : shape.kv_dtype == LLMD_E4M3 ? 8 : 4;
+  if (!attention::IsAligned(args.q, args.q_strides, args.q_dtype, q_alignment)) {
     return attention::Fail(LLMD_UNSUPPORTED,
-                           "rows of q are not multiples of 16 bytes apart, as prefill needs");
+                           "rows of q do not begin at multiples of " + std::to_string(q_alignment) +
+                               " bytes, as " + (shape.mode != LLMD_DECODE ? "prefill" : "decode") + " needs");
+  }
+  const size_t o_alignment = 2 * attention::SizeOf(args.o_dtype);  // pairs are written
+  if (!attention::IsAligned(args.o, args.o_strides, args.o_dtype, o_alignment)) {
+    return attention::Fail(
+        LLMD_UNSUPPORTED, "rows of o do not begin at multiples of " + std::to_string(o_alignment) + " bytes");
   }
   const DecodeParams params = ParamsOf(args, layout);
   if (shape.mode != LLMD_PREFILL) {

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "tests/cuda/attention_case.h"
@@ -57,14 +58,17 @@ TEST_F(AttentionTest, SmallMixedFp8) {
 }
 
 // Masked keys stay masked whatever the scale is.
-TEST_F(AttentionTest, PrefillScaleOfAnySign) {
-  for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
-    for (float scale : {-0.1f, 0.0f}) {
-      AttentionCase problem(
-          {.mode = LLMD_PREFILL, .kv_dtype = dtype, .lengths = {90, 200}, .queries = {70, 33}, .window = 50});
-      problem.device().args.scale = problem.host().args.scale = scale;
-      ASSERT_EQ(problem.RunDevice(), LLMD_OK);
-      EXPECT_EQ(problem.Compare(), "");
+TEST_F(AttentionTest, ScaleOfAnySign) {
+  for (llmd_attention_mode mode : {LLMD_PREFILL, LLMD_DECODE}) {
+    for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+      for (float scale : {-0.1f, 0.0f}) {
+        CaseOptions options{.mode = mode, .group = 10, .kv_dtype = dtype, .lengths = {90, 201}, .window = 50};
+        if (mode == LLMD_PREFILL) options.queries = {70, 33};
+        AttentionCase problem(options);
+        problem.device().args.scale = problem.host().args.scale = scale;
+        ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+        EXPECT_EQ(problem.Compare(), "");
+      }
     }
   }
 }
@@ -309,6 +313,54 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
       ASSERT_EQ(problem.RunDevice(), LLMD_OK);
       ASSERT_EQ(problem.DeviceOutput(), first) << "run " << run;
     }
+  }
+}
+
+// Launches that may overlap share a workspace, and its slots are empty again each time.
+TEST_F(AttentionTest, EarlyStartsOneAfterAnother) {
+  for (const CaseOptions& options :
+       {CaseOptions{.kv_heads = 1, .lengths = {3000, 33, 400, 0}},
+        CaseOptions{.head_dim = 64, .kv_dtype = LLMD_E4M3, .lengths = {900, 33, 400}, .fixed_split = 64},
+        CaseOptions{.mode = LLMD_MIXED, .lengths = {600, 33, 17}, .queries = {1, 33, 1}}}) {
+    AttentionCase problem(options);
+    ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+    const std::vector<unsigned char> first = problem.DeviceOutput();
+    problem.PoisonOutputs();
+    problem.device().args.flags |= LLMD_EARLY_START;
+    for (int run = 0; run < 4; ++run) {
+      ASSERT_EQ(llmd_attention_cuda()->attention(&problem.device().args, problem.stream()), LLMD_OK);
+    }
+    ASSERT_EQ(cudaStreamSynchronize(problem.stream()), cudaSuccess);
+    EXPECT_EQ(problem.DeviceOutput(), first);
+  }
+}
+
+// A part whose words are all ones, as a NaN may be, is not taken for one that has not come.
+TEST_F(AttentionTest, PartsThatAreNoNumbersAreMerged) {
+  AttentionCase problem({.kv_heads = 1, .kv_dtype = LLMD_E4M3, .o_dtype = LLMD_F32, .lengths = {2000}});
+  Buffer scale(sizeof(float));
+  *scale.host<std::uint32_t>() = ~0u;
+  scale.Upload();
+  problem.device().args.cache.v_scale = scale.as<float>(Side::kDevice);
+  ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+  const std::vector<unsigned char> o = problem.DeviceOutput();
+  EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(o.data())));
+}
+
+TEST_F(AttentionTest, RefusesWhatIsNotAligned) {
+  for (llmd_dtype kv_dtype : {LLMD_BF16, LLMD_E4M3}) {
+    const int bytes = kv_dtype == LLMD_E4M3 ? 8 : 4;
+    AttentionCase problem({.kv_dtype = kv_dtype, .lengths = {70, 1}});
+    const llmd_attention_args right = problem.device().args;
+    llmd_attention_args args = right;
+    args.q = static_cast<const char*>(args.q) + bytes / 2;
+    EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
+    args = right;
+    args.q_strides.head += bytes / 4;
+    EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
+    args = right;
+    args.o = static_cast<char*>(args.o) + 2;
+    EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
   }
 }
 

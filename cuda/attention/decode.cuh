@@ -23,25 +23,29 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   constexpr int kStages = Traits::kStages;
   const int warp = threadIdx.x / 32;
-  if (p.early_start) AllowKernelAfter();
-
   PrefetchPages(p);
   // Asked for together, for latency; the header is needed only at the end.
   const PieceStart start = p.workspace.starts[blockIdx.x], end = p.workspace.starts[blockIdx.x + 1];
   const int empty = p.workspace.header->empty_rows, tokens = p.workspace.header->tokens;
+  // The kernel after may start once nothing runs but this one: what it reads before it waits, a kernel two
+  // before it may have written.
+  const auto wait = [] {
+    WaitForKernelBefore();
+    AllowKernelAfter();
+  };
   if (start.request < p.batch) {
     TileLoader<Traits> loader(p, shared, start, end);
     bool waited = !p.early_start;
 #pragma unroll 1
     for (int stage = 0; stage < kStages - 1; ++stage) {
       if (!waited && !loader.NextIsOld()) {
-        WaitForKernelBefore();
+        wait();
         waited = true;
       }
       loader.Issue(stage);
       CopyAsyncCommit();
     }
-    if (!waited) WaitForKernelBefore();
+    if (!waited) wait();
     int fill = kStages - 1, use = 0;
     const std::uint32_t ring = SharedAddress(shared.ring[warp][0]);
     WarpState<Traits, D> state;
@@ -73,7 +77,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
     CopyAsyncWait<0>();
     piece_end.MergeParts(start, end);
   } else if (p.early_start) {
-    WaitForKernelBefore();
+    wait();
   }
   ZeroRows(p, empty, tokens);
 }

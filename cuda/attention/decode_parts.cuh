@@ -1,9 +1,9 @@
 // The parts of cut items, from the blocks that make them to the one that merges them.
 //
-// A word of a part is published complemented, so that zero says "not there yet"; no float that the kernels
-// compute has the complement zero, a NaN with all bits set. Whoever merges polls the words themselves, so
-// that nobody needs a fence or a counter, and puts the zeros back for the next launch. A block waits only for
-// blocks before it, which the device starts first.
+// A word of a part is published complemented, so that zero says "not there yet"; the one float with the
+// complement zero, a NaN with all bits set, is published as another NaN. Whoever merges polls the words
+// themselves, so that nobody needs a fence or a counter, and puts the zeros back for the next launch. A block
+// waits only for blocks before it, which the device starts first.
 #ifndef LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 
@@ -11,7 +11,7 @@
 
 namespace llmd::cuda {
 
-__device__ __forceinline__ std::uint32_t ToWord(float value) { return ~__float_as_uint(value); }
+__device__ __forceinline__ std::uint32_t ToWord(float value) { return max(~__float_as_uint(value), 1u); }
 __device__ __forceinline__ float FromWord(std::uint32_t word) { return __uint_as_float(~word); }
 
 // The parts of one item of the calling team.

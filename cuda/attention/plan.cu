@@ -132,16 +132,17 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
   for (int first = 0; first < p.batch; first += blockDim.x) {
     const int request = first + threadIdx.x;
     const bool live = request < p.batch;
-    int row = request, rows = live;
+    int row = request, row_end = request + live;
     if (live && has_q) {
       row = p.q_start[request];
-      rows = p.q_start[request + 1] - row;
+      row_end = p.q_start[request + 1];
     }
     int length = live ? LengthOf(p, request) : 0;
-    if (live && has_q && (row < 0 || rows < 0 || row + rows > p.max_tokens)) {
-      ReportDataError(w.header, LLMD_BAD_LENGTH, request, 0, row + rows);
-      rows = 0;
+    if (live && has_q && (row < 0 || row_end < row || row_end > p.max_tokens)) {
+      ReportDataError(w.header, LLMD_BAD_LENGTH, request, 0, row_end);
+      row_end = row;
     }
+    const int rows = row_end - row;
     RequestWork work = WorkOf(p.mode, length, rows, p.group, p.window, p.unit_keys);
     const auto count_of = [&] {
       return work.units == 0 ? 0 : UnitCount::Make(static_cast<std::int64_t>(work.units) * p.heads, p.heads);

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "tests/cuda/attention_case.h"
@@ -57,14 +58,17 @@ TEST_F(AttentionTest, SmallMixedFp8) {
 }
 
 // Masked keys stay masked whatever the scale is.
-TEST_F(AttentionTest, PrefillScaleOfAnySign) {
-  for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
-    for (float scale : {-0.1f, 0.0f}) {
-      AttentionCase problem(
-          {.mode = LLMD_PREFILL, .kv_dtype = dtype, .lengths = {90, 200}, .queries = {70, 33}, .window = 50});
-      problem.device().args.scale = problem.host().args.scale = scale;
-      ASSERT_EQ(problem.RunDevice(), LLMD_OK);
-      EXPECT_EQ(problem.Compare(), "");
+TEST_F(AttentionTest, ScaleOfAnySign) {
+  for (llmd_attention_mode mode : {LLMD_PREFILL, LLMD_DECODE}) {
+    for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+      for (float scale : {-0.1f, 0.0f}) {
+        CaseOptions options{.mode = mode, .group = 10, .kv_dtype = dtype, .lengths = {90, 201}, .window = 50};
+        if (mode == LLMD_PREFILL) options.queries = {70, 33};
+        AttentionCase problem(options);
+        problem.device().args.scale = problem.host().args.scale = scale;
+        ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+        EXPECT_EQ(problem.Compare(), "");
+      }
     }
   }
 }
@@ -297,22 +301,26 @@ TEST_F(AttentionTest, ValidatedModeReportsBadLengths) {
 }
 
 TEST_F(AttentionTest, RowsThatAreNotAlignedAreRefused) {
-  for (llmd_attention_mode mode : {LLMD_DECODE, LLMD_PREFILL}) {
-    for (llmd_dtype o_dtype : {LLMD_BF16, LLMD_F32}) {
-      AttentionCase problem({.mode = mode, .o_dtype = o_dtype, .lengths = {64}, .queries = {1}});
-      ASSERT_EQ(problem.RunDevice(), LLMD_OK);
-      llmd_attention_args& args = problem.device().args;
-      const llmd_attention_args good = args;
-      const int element = o_dtype == LLMD_F32 ? 4 : 2;
-      args.o = static_cast<char*>(args.o) + element;
-      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
-      args = good;
-      ++args.o_strides.head;
-      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
-      args = good;
-      args.q = static_cast<const char*>(args.q) + 2;
-      EXPECT_EQ(llmd_attention_cuda()->attention(&args, problem.stream()), LLMD_UNSUPPORTED);
-    }
+  for (const CaseOptions& options : {CaseOptions{.o_dtype = LLMD_BF16}, CaseOptions{.o_dtype = LLMD_F32},
+                                     CaseOptions{.kv_dtype = LLMD_E4M3}, CaseOptions{.mode = LLMD_PREFILL},
+                                     CaseOptions{.mode = LLMD_PREFILL, .kv_dtype = LLMD_E4M3}}) {
+    AttentionCase problem(options);
+    ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+    llmd_attention_args& args = problem.device().args;
+    const llmd_attention_args good = args;
+    const auto run = [&] { return llmd_attention_cuda()->attention(&args, problem.stream()); };
+    args.o = static_cast<char*>(args.o) + (options.o_dtype == LLMD_F32 ? 4 : 2);
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    ++args.o_strides.head;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    const int q_bytes = options.mode == LLMD_PREFILL ? 16 : options.kv_dtype == LLMD_E4M3 ? 8 : 4;
+    args.q = static_cast<const char*>(args.q) + q_bytes / 2;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    args.q_strides.head += q_bytes / 4;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
   }
 }
 
@@ -330,6 +338,37 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
       ASSERT_EQ(problem.DeviceOutput(), first) << "run " << run;
     }
   }
+}
+
+// Launches that may overlap share a workspace, and its slots are empty again each time.
+TEST_F(AttentionTest, EarlyStartsOneAfterAnother) {
+  for (const CaseOptions& options :
+       {CaseOptions{.kv_heads = 1, .lengths = {3000, 33, 400, 0}},
+        CaseOptions{.head_dim = 64, .kv_dtype = LLMD_E4M3, .lengths = {900, 33, 400}, .fixed_split = 64},
+        CaseOptions{.mode = LLMD_MIXED, .lengths = {600, 33, 17}, .queries = {1, 33, 1}}}) {
+    AttentionCase problem(options);
+    ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+    const std::vector<unsigned char> first = problem.DeviceOutput();
+    problem.PoisonOutputs();
+    problem.device().args.flags |= LLMD_EARLY_START;
+    for (int run = 0; run < 4; ++run) {
+      ASSERT_EQ(llmd_attention_cuda()->attention(&problem.device().args, problem.stream()), LLMD_OK);
+    }
+    ASSERT_EQ(cudaStreamSynchronize(problem.stream()), cudaSuccess);
+    EXPECT_EQ(problem.DeviceOutput(), first);
+  }
+}
+
+// A part whose words are all ones, as a NaN may be, is not taken for one that has not come.
+TEST_F(AttentionTest, PartsThatAreNoNumbersAreMerged) {
+  AttentionCase problem({.kv_heads = 1, .kv_dtype = LLMD_E4M3, .o_dtype = LLMD_F32, .lengths = {2000}});
+  Buffer scale(sizeof(float));
+  *scale.host<std::uint32_t>() = ~0u;
+  scale.Upload();
+  problem.device().args.cache.v_scale = scale.as<float>(Side::kDevice);
+  ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+  const std::vector<unsigned char> o = problem.DeviceOutput();
+  EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(o.data())));
 }
 
 // A captured graph stays right when lengths change, and its counters come back to zero every time.

@@ -41,6 +41,7 @@ struct DecisionReplayer::Impl final : RecordedInputs {
   struct Slot {
     std::size_t datum;
     std::uint32_t index;
+    bool of_request;
     DataCodec codec;
     std::shared_ptr<InFlightTable> table;
   };
@@ -49,6 +50,8 @@ struct DecisionReplayer::Impl final : RecordedInputs {
 
   void Bind(const DataCodecs& codecs);
   void SetTable(const Slot& slot, const EndpointPool& pool) const;
+  // Whether each datum has the elements that this scheduler expects of it.
+  absl::Status CheckData(const EndpointPool& pool) const;
   std::string ProfileDifference(std::size_t index, const DecisionRecord& record) const;
   std::string Id(Position position) const {
     return position < log.pool().size() ? log.pool()[position].id() : absl::StrCat("position ", position);
@@ -109,7 +112,7 @@ void DecisionReplayer::Impl::Bind(const DataCodecs& codecs) {
         continue;
       }
       any = true;
-      Slot slot{static_cast<std::size_t>(datum - header.data.begin()), i, *codec, nullptr};
+      Slot slot{static_cast<std::size_t>(datum - header.data.begin()), i, entry.of_request, *codec, nullptr};
       if (entry.data_type == InFlightLoad::kDataType) {
         slot.table = states->GetOrMake<InFlightTable>(entry.producer,
                                                       [] { return std::make_shared<InFlightTable>(); });
@@ -132,6 +135,19 @@ void DecisionReplayer::Impl::Publish(const DataLayout&, DataColumns& data) const
       slot.codec.set(column, exception.element, words);
     }
   }
+}
+
+absl::Status DecisionReplayer::Impl::CheckData(const EndpointPool& pool) const {
+  for (const Slot& slot : slots) {
+    const RecordedDatum& datum = record->data[slot.datum];
+    const std::size_t expected = slot.of_request ? 1 : pool.size();
+    if (!datum.published || datum.size == expected) continue;
+    const DecisionLogHeader::Datum& kind = log.header().data[slot.datum];
+    return absl::DataLossError(absl::StrCat("record ", record->index, ": ",
+                                            Name(kind.data_type, kind.producer), " has ", datum.size,
+                                            " elements, expected ", expected));
+  }
+  return absl::OkStatus();
 }
 
 // For detectors, which read the table itself.
@@ -230,6 +246,12 @@ void DecisionReplayer::Replay(const DecisionRecord& record) {
   Impl& impl = *impl_;
   impl.record = &record;
   const EndpointPool& pool = impl.log.pool();
+  impl.status = impl.CheckData(pool);
+  if (!impl.status.ok()) {
+    impl.decision = {};
+    impl.explanation = {};
+    return;
+  }
   for (const Impl::Slot& slot : impl.slots) {
     if (slot.table != nullptr) impl.SetTable(slot, pool);
   }

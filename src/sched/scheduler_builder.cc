@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/algorithm/container.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "llmd/base/strings.h"
@@ -234,6 +235,12 @@ absl::Status Builder::AddMissingProducers() {
   // Adding a plugin may declare further data, which the loop then reaches.
   for (std::uint32_t slot = 0; slot < impl_.layout.entries().size(); ++slot) {
     const DataLayout::Entry& data = impl_.layout.entries()[slot];
+    if (absl::c_linear_search(impl_.layout.type_conflicts(), slot)) {
+      return Placed(
+          Error(absl::StrCat(data.data_type, " of \"", data.producer,
+                             "\" is declared with two types, or both for endpoints and for the request")),
+          ConsumerOf(slot));
+    }
     if (!data.required || ProducerOf(slot) != nullptr) continue;
     const std::string type = data.data_type;
     const std::string producer = data.producer;
@@ -245,12 +252,6 @@ absl::Status Builder::AddMissingProducers() {
     if (absl::Status s = AddPlugin(producer); !s.ok()) return s;
     if (ProducerOf(slot) == nullptr)
       return Error(absl::StrCat("plugin \"", producer, "\" does not produce ", type));
-  }
-  for (const std::uint32_t slot : impl_.layout.type_conflicts()) {
-    const DataLayout::Entry& data = impl_.layout.entries()[slot];
-    return Placed(
-        Error(absl::StrCat(data.data_type, " of \"", data.producer, "\" is declared with two types")),
-        ConsumerOf(slot));
   }
   return absl::OkStatus();
 }

@@ -53,6 +53,15 @@ class NumberScorer final : public Plugin, public Scorer {
   DataSlot<T> slot_;
 };
 
+// Takes for a value of the request what is one of endpoints.
+class RequestNumberScorer final : public Plugin, public Scorer {
+ public:
+  RequestNumberScorer(PluginBuilder& b, const std::string& input) : Plugin(b.type(), b.name()) {
+    b.ConsumesOfRequest<Number>(input);
+  }
+  void Score(Context&, std::span<const Position>, std::span<double>) const override {}
+};
+
 template <typename PluginType>
 PluginRegistry::Factory WithInput() {
   return [](PluginBuilder& b) -> absl::StatusOr<std::unique_ptr<Plugin>> {
@@ -69,6 +78,7 @@ PluginRegistry TestRegistry() {
   EXPECT_TRUE(registry.Register("adder", WithInput<Adder>()).ok());
   EXPECT_TRUE(registry.Register("number-scorer", WithInput<NumberScorer<Number>>()).ok());
   EXPECT_TRUE(registry.Register("other-number-scorer", WithInput<NumberScorer<OtherNumber>>()).ok());
+  EXPECT_TRUE(registry.Register("request-number-scorer", WithInput<RequestNumberScorer>()).ok());
   return registry;
 }
 
@@ -142,7 +152,10 @@ TEST_F(ConfigTest, DataErrors) {
       HasSubstr("in a circle"));
   EXPECT_THAT(
       Complaint({.plugins = {{"a", "adder", {}}, {"", "other-number-scorer", Input("a")}}, .profiles = {}}),
-      ::testing::AnyOf(HasSubstr("two types"), HasSubstr("no plugin named")));
+      HasSubstr("two types"));
+  EXPECT_THAT(
+      Complaint({.plugins = {{"a", "adder", {}}, {"", "request-number-scorer", Input("a")}}, .profiles = {}}),
+      HasSubstr("for endpoints and for the request"));
   // A producer named in vain is an error, not a silent fall-back to the approximate one.
   const Value named = Parameters({{"prefixMatchInfoProducerName", "precise-prefix-cache-producer"}});
   EXPECT_THAT(Complaint({.plugins = {{"", "prefix-cache-scorer", named}}, .profiles = {}}),

@@ -143,6 +143,21 @@ TEST(DecisionRecord, DataWithoutCodecAreNamed) {
   EXPECT_EQ((*replayer)->missing(), (*log)->header().unrecorded);
 }
 
+TEST(DecisionRecord, DataOfAnotherNumberOfEndpointsAreRefused) {
+  World world(5);
+  world.Decide(5);
+  const auto log = DecisionLogReader::Open(world.log);
+  const auto replayer = DecisionReplayer::Create(**log, TestConfig(), TestRegistry());
+  DecisionRecord record;
+  ASSERT_TRUE(*(*log)->Next(record));
+  ASSERT_TRUE(record.data[0].published);
+  ASSERT_GT(record.data[0].size, 1u);
+  --record.data[0].size;
+  (*replayer)->Replay(record);
+  EXPECT_THAT((*replayer)->Difference(record),
+              HasSubstr("record 0: PrefixCacheMatchInfo/exact has 5 elements, expected 6"));
+}
+
 TEST(DecisionRecord, EveryChangedByteIsFound) {
   World world(7);
   world.Decide(12);

@@ -70,7 +70,7 @@ class DisaggTest : public ::testing::Test {
     absl::StatusOr<std::unique_ptr<Plugin>> made = PluginRegistry::Builtin().Find(type)->factory(builder);
     if (!made.ok()) return made.status();
     plugin = *std::move(made);
-    peer = layout.Declare<PeerEndpoint>(type);  // the slot that a consumer gets
+    peer = layout.DeclareForRequest<PeerEndpoint>(type);  // the slot that a consumer gets
     columns = std::make_unique<DataColumns>(layout);
     names = profiles;
     handler = dynamic_cast<ProfileHandler*>(plugin.get());
@@ -95,7 +95,7 @@ class DisaggTest : public ::testing::Test {
         EXPECT_EQ(result.state, before[i].state) << names[i];
         if (result.state != ProfileState::kRequested) continue;
         any = true;
-        const auto* seen = columns->Read(RequestSlot<PeerEndpoint>{peer.index});
+        const auto* seen = columns->Read(peer);
         ran.push_back(names[i] + (seen != nullptr ? "@" + std::to_string(seen->position) : ""));
         if (failing.count(names[i]) > 0) {
           result.state = ProfileState::kFailed;
@@ -135,7 +135,7 @@ class DisaggTest : public ::testing::Test {
   std::vector<std::string> warnings;
   DataLayout layout;
   PluginStates states;
-  DataSlot<PeerEndpoint> peer;
+  RequestSlot<PeerEndpoint> peer;
   std::unique_ptr<Plugin> plugin;
   ProfileHandler* handler = nullptr;
   std::unique_ptr<DataColumns> columns;

@@ -40,7 +40,7 @@ class PluginBench {
   }
   template <typename T>
   void PublishForRequest(const std::string& producer, T value) {
-    const RequestSlot<T> slot = Declared<RequestSlot<T>>(plugin.layout.Declare<T>(producer).index);
+    const RequestSlot<T> slot = Declared<RequestSlot<T>>(plugin.layout.DeclareForRequest<T>(producer).index);
     publishers_.push_back([slot, value](DataColumns& columns) { columns.Publish(slot) = value; });
   }
 

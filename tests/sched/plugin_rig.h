@@ -35,7 +35,7 @@ class PluginRig {
   }
   template <typename T>
   void PublishForRequest(std::string_view producer, const T& value) {
-    const RequestSlot<T> slot{under_test.layout.Declare<T>(producer).index};
+    const RequestSlot<T> slot = under_test.layout.DeclareForRequest<T>(producer);
     under_test.columns->Publish(slot) = value;
   }
 
@@ -50,7 +50,7 @@ class PluginRig {
   }
   template <typename T>
   const T* ReadOfRequest() {
-    return under_test.columns->Read(RequestSlot<T>{under_test.layout.Declare<T>(type_).index});
+    return under_test.columns->Read(under_test.layout.DeclareForRequest<T>(type_));
   }
 
   std::vector<double> Score() { return Score(candidates_); }

@@ -53,25 +53,33 @@ class DataLayout {
     std::string producer;  // plugin name
     const std::type_info* type = nullptr;
     std::unique_ptr<internal::ColumnBase> (*make_column)() = nullptr;
-    bool required = false;  // some consumer cannot do without
+    bool of_request = false;  // one value, not one for each position
+    bool required = false;    // some consumer cannot do without
   };
 
   // The slot of (T::kDataType, producer), new or known.
   template <typename T>
   DataSlot<T> Declare(std::string_view producer) {
-    return {Find(T::kDataType, producer, typeid(T), [] {
-      return std::unique_ptr<internal::ColumnBase>(std::make_unique<internal::Column<T>>());
-    })};
+    return {Find(T::kDataType, producer, typeid(T), &MakeColumn<T>, false)};
+  }
+  template <typename T>
+  RequestSlot<T> DeclareForRequest(std::string_view producer) {
+    return {Find(T::kDataType, producer, typeid(T), &MakeColumn<T>, true)};
   }
 
   std::vector<Entry>& entries() { return entries_; }
   const std::vector<Entry>& entries() const { return entries_; }
-  // Slots whose name was declared with another C++ type than at first.
+  // Slots whose name was at first declared with another C++ type, or once for endpoints and once for the
+  // request.
   const std::vector<std::uint32_t>& type_conflicts() const { return type_conflicts_; }
 
  private:
+  template <typename T>
+  static std::unique_ptr<internal::ColumnBase> MakeColumn() {
+    return std::make_unique<internal::Column<T>>();
+  }
   std::uint32_t Find(std::string_view data_type, std::string_view producer, const std::type_info& type,
-                     std::unique_ptr<internal::ColumnBase> (*make_column)());
+                     std::unique_ptr<internal::ColumnBase> (*make_column)(), bool of_request);
 
   std::vector<Entry> entries_;
   std::vector<std::uint32_t> type_conflicts_;

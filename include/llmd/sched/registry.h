@@ -79,7 +79,7 @@ class PluginBuilder {
   }
   template <typename T>
   RequestSlot<T> ProducesForRequest() {
-    return {Produced(environment_.layout.Declare<T>(name()).index)};
+    return {Produced(environment_.layout.DeclareForRequest<T>(name()).index)};
   }
   // The plugin reads T of the plugin named `producer`. A required one must exist or have a default.
   template <typename T>
@@ -88,7 +88,7 @@ class PluginBuilder {
   }
   template <typename T>
   RequestSlot<T> ConsumesOfRequest(std::string_view producer, bool required = true) {
-    return {Consumed(environment_.layout.Declare<T>(producer).index, required)};
+    return {Consumed(environment_.layout.DeclareForRequest<T>(producer).index, required)};
   }
 
   // The plugin of that name, which must be of this kind. `field` is the parameter that names it.

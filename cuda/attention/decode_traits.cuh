@@ -10,7 +10,14 @@
 namespace llmd::cuda {
 
 inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
-inline constexpr int kRingBytes = 24 * 1024;  // a warp's
+
+// A warp's ring: three stages, two before sm_90, where a block has 163 KB of shared memory.
+constexpr int RingBytes(int architecture) { return (architecture >= 90 ? 24 : 16) * 1024; }
+#ifdef __CUDA_ARCH__
+inline constexpr int kRingBytes = RingBytes(__CUDA_ARCH__ / 10);
+#else
+inline constexpr int kRingBytes = RingBytes(90);
+#endif
 
 // Compile-time shape of a kernel. Cache is __nv_bfloat16, __half or __nv_fp8_e4m3. A block's warps are
 // kTeams teams that walk the same keys of neighbouring heads.

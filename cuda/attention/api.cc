@@ -11,6 +11,7 @@
 namespace llmd::cuda {
 namespace {
 
+constexpr int kLeastSharedBytes = 163 * 1024;  // of a block, for decode
 constexpr int kMaxSplit = 1 << 30;
 constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
 
@@ -47,6 +48,11 @@ llmd_code LayoutFor(const llmd_attention_shape& shape, size_t bytes, WorkspaceLa
   if (llmd_code code = Supported(shape); code != LLMD_OK) return code;
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
+  if (device->max_shared_bytes < kLeastSharedBytes) {
+    return attention::Fail(LLMD_UNSUPPORTED, "this device has " + std::to_string(device->max_shared_bytes) +
+                                                 " bytes of shared memory a block, attention needs " +
+                                                 std::to_string(kLeastSharedBytes));
+  }
   *layout = LayoutOf(shape, Grid(*device));
   if (bytes < layout->bytes) {
     return attention::Fail(LLMD_INVALID_ARGUMENT, "workspace_bytes is " + std::to_string(bytes) +

@@ -70,9 +70,8 @@ enum {
 typedef struct llmd_attention_args {
   llmd_attention_shape shape; /* as planned */
   int32_t batch;
-  int32_t
-      num_tokens; /* rows of q and o: at least q_start[batch], which is not checked; in LLMD_DECODE batch */
-  const void* q;  /* [T, Hq, D] */
+  int32_t num_tokens; /* rows of q: batch in LLMD_DECODE, else at least q_start[batch] (not checked) */
+  const void* q;      /* [T, Hq, D] */
   llmd_token_strides q_strides;
   llmd_dtype q_dtype; /* BF16 or F16: that of the cache, either for an E4M3 cache */
   void* o;            /* [T, Hq, D] */

@@ -60,7 +60,7 @@ class Problem {
     device_.Require(device_.backend->plan(&args, device_.stream), "plan");
   }
 
-  llmd_code TryRun(int launch) const {
+  llmd_code TryRun(int launch, std::uint32_t flags = 0) const {
     llmd_attention_args args{};
     args.shape = shape_;
     args.batch = case_.batch();
@@ -76,9 +76,10 @@ class Problem {
     args.scale = 1.0f / std::sqrt(static_cast<float>(case_.head_dim));
     args.workspace = workspace_.as();
     args.workspace_bytes = workspace_.bytes();
+    args.flags = flags;
     return device_.backend->attention(&args, device_.stream);
   }
-  void Run(int launch) const { device_.Require(TryRun(launch), "attention"); }
+  void Run(int launch, std::uint32_t flags = 0) const { device_.Require(TryRun(launch, flags), "attention"); }
 
   // Runs once on a poisoned output; the number of output values that are not finite.
   unsigned long long BadOutputs() const {
@@ -218,6 +219,9 @@ bool MeasureAttention(const Device& device, const Arena& arena, const Ceilings& 
     const double rate = bytes / timing.us * 1e-3;
     metrics.push_back({"gb_per_s", rate, "GB/s", false});
     if (ceilings.read > 0) metrics.push_back({"share_of_read_ceiling", rate / ceilings.read, "", false});
+    const Timing early =
+        TimeGraph(device.stream, launches, seconds * 0.2, [&](int i) { problem.Run(i, LLMD_EARLY_START); });
+    metrics.push_back({"early_start_us", early.us, "us", true});
     // Steps of 32 layers, each planned once; as many as it takes to go round all pools.
     constexpr int kLayers = 32;
     const int steps = (problem.pools() + kLayers - 1) / kLayers;

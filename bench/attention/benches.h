@@ -15,6 +15,7 @@ struct Ceilings {
   double read = 0;      // of 8 GiB, the best launch shape
   double copy = 0;      // of 1 GiB, bytes read and written, the better of kernel and copy engine
   double copy_64m = 0;  // the same of 64 MiB, cold, back to back in a graph
+  double copy_32m = 0;  // of 32 MiB
 };
 
 // Random memory that all cases read their caches from: normal bf16 values in `bf16`, normal e4m3 ones in

@@ -205,6 +205,11 @@ void AddPrefill(std::vector<AttentionCase>& cases) {
       c.priority = model.num_kv_heads == 8 && model.head_dim == 128 ? p.priority : 1;
       Name(c, "prefill", model.name, p.name);
       cases.push_back(c);
+      if (c.priority > 0) continue;
+      c.kv_dtype = LLMD_E4M3;
+      c.priority = 1;
+      Name(c, "prefill", model.name, p.name);
+      cases.push_back(c);
     }
   }
 }

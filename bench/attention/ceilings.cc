@@ -55,7 +55,7 @@ Ceilings MeasureCeilings(const Device& device, const Arena& arena, double second
                 {"threads", double(shape.threads), "", false},
                 {"unroll", double(shape.unroll), "", false}});
   }
-  for (const std::int64_t size : {4096 * kMiB, 1024 * kMiB, 256 * kMiB, 64 * kMiB}) {  // of what is copied
+  for (const std::int64_t size : {4096 * kMiB, 1024 * kMiB, 256 * kMiB, 64 * kMiB, 32 * kMiB}) {  // copied
     const auto half = static_cast<std::int64_t>(arena.bf16.bytes()) / 2 / 16 * 16;
     if (size > half) continue;
     const Regions regions{half, size};
@@ -74,6 +74,7 @@ Ceilings MeasureCeilings(const Device& device, const Arena& arena, double second
     const double engine = Rate(2.0 * size, t);
     if (size == 1024 * kMiB) ceilings.copy = std::max(kernel, engine);
     if (size == 64 * kMiB) ceilings.copy_64m = std::max(kernel, engine);
+    if (size == 32 * kMiB) ceilings.copy_32m = std::max(kernel, engine);
     report.Add("ceiling/copy/" + std::to_string(size / kMiB) + "MiB",
                {{"kernel_gb_per_s", kernel, "GB/s", false}, {"memcpy_gb_per_s", engine, "GB/s", false}});
   }

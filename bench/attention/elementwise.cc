@@ -207,8 +207,8 @@ class Elementwise {
     FillNormal(memory_.at(0), static_cast<std::int64_t>(rows) * kDim, LLMD_BF16, 10, device_.stream);
   }
 
-  // 4,096 pieces of 16 KB, scattered: 64 blocks of 32 layers' K and V; a copy's rate of the same 64 MiB is
-  // the measure.
+  // 4,096 pieces of 16 KB, scattered: 64 blocks of 32 layers' K and V; a copy's rate of as many
+  // bytes is the measure.
   void Blocks() const {
     constexpr int kBases = 64;
     constexpr int kBlocks = 64;
@@ -250,7 +250,7 @@ class Elementwise {
       }
     }
     const DeviceBuffer device_pairs = DeviceBuffer::Of(pairs);
-    Time("copy_blocks/2048x16K", kBytes / 2, ceilings_.copy_64m, "share_of_copy_rate", [&](int i) {
+    Time("copy_blocks/2048x16K", kBytes / 2, ceilings_.copy_32m, "share_of_copy_rate", [&](int i) {
       llmd_copy_blocks_args a{};
       a.bases = device_bases.as<void*>();
       a.num_bases = kBases;

@@ -93,7 +93,7 @@ def compare(row, peers):
 def make_row(name, ours, peers, failures, read_ceiling):
     """`us` and what is derived from it come from bench_attention; the ratio from the run that took turns."""
     row = {"case": name}
-    for key in ("us", "us_min", "us_max", "plan_us", "step_32_layers_us", "kv_bytes", "bytes", "gb_per_s",
+    for key in ("us", "us_min", "us_max", "plan_us", "early_start_us", "step_32_layers_us", "kv_bytes", "bytes", "gb_per_s",
                 "share_of_read_ceiling", "share_of_copy_rate", "tflop_per_s", "single_launch_us"):
         if key in ours:
             row[key] = rounded(ours[key])

@@ -11,11 +11,11 @@
 namespace llmd::cuda {
 namespace {
 
-constexpr int kMaxGrid = 1023;  // starts that one block plans
-
+constexpr int kLeastSharedBytes = 163 * 1024;  // of a block, for decode
+constexpr int kMaxSplit = 1 << 30;
 constexpr int64_t kMaxKvTokens = int64_t{1} << 40;  // keeps the sizes of a workspace within 64 bits
 
-int Grid(const Device& device) { return std::min(device.sms, kMaxGrid); }  // one block a multiprocessor
+int Grid(const Device& device) { return std::min(device.sms, kMaxStarts); }  // one block a multiprocessor
 
 llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.head_dim != 64 && shape.head_dim != 128) {
@@ -25,16 +25,16 @@ llmd_code Supported(const llmd_attention_shape& shape) {
   if (shape.kv_dtype == LLMD_F32) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.kv_dtype is f32, the kernels have bf16, f16 and e4m3");
   }
-  if (shape.kv_dtype == LLMD_E4M3 && shape.mode != LLMD_DECODE) {
-    return attention::Fail(LLMD_UNSUPPORTED,
-                           "shape.kv_dtype is e4m3, which the kernels read in LLMD_DECODE only");
-  }
   const int64_t heads =
       int64_t{shape.num_kv_heads} * CeilDivide(shape.num_q_heads / shape.num_kv_heads, kRowTile);
   if (shape.max_batch >= UnitCount::kMaxItems / heads) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_batch is " + std::to_string(shape.max_batch) +
                                                  ", the plan holds fewer than " +
                                                  std::to_string(UnitCount::kMaxItems) + " requests * heads");
+  }
+  if (shape.fixed_split > kMaxSplit) {
+    return attention::Fail(LLMD_UNSUPPORTED, "shape.fixed_split is " + std::to_string(shape.fixed_split) +
+                                                 ", must be at most " + std::to_string(kMaxSplit));
   }
   if (shape.fixed_split > 0 && shape.max_kv_tokens > kMaxKvTokens) {
     return attention::Fail(LLMD_UNSUPPORTED, "shape.max_kv_tokens is " + std::to_string(shape.max_kv_tokens) +
@@ -48,6 +48,11 @@ llmd_code LayoutFor(const llmd_attention_shape& shape, size_t bytes, WorkspaceLa
   if (llmd_code code = Supported(shape); code != LLMD_OK) return code;
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
+  if (device->max_shared_bytes < kLeastSharedBytes) {
+    return attention::Fail(LLMD_UNSUPPORTED, "this device has " + std::to_string(device->max_shared_bytes) +
+                                                 " bytes of shared memory a block, attention needs " +
+                                                 std::to_string(kLeastSharedBytes));
+  }
   *layout = LayoutOf(shape, Grid(*device));
   if (bytes < layout->bytes) {
     return attention::Fail(LLMD_INVALID_ARGUMENT, "workspace_bytes is " + std::to_string(bytes) +
@@ -64,6 +69,7 @@ llmd_kv_strides InBytes(const llmd_kv_strides& strides, size_t element) {
 DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& layout) {
   const llmd_attention_shape& shape = args.shape;
   const size_t element = attention::SizeOf(args.cache.dtype);
+  const bool scaled = args.cache.dtype == LLMD_E4M3;
   return {.q = static_cast<const char*>(args.q),
           .o = static_cast<char*>(args.o),
           .lse = args.lse,
@@ -75,8 +81,8 @@ DecodeParams ParamsOf(const llmd_attention_args& args, const WorkspaceLayout& la
           .v = static_cast<const char*>(args.cache.v),
           .k_strides = InBytes(args.cache.k_strides, element),
           .v_strides = InBytes(args.cache.v_strides, element),
-          .k_scale = args.cache.k_scale,
-          .v_scale = args.cache.v_scale,
+          .k_scale = scaled ? args.cache.k_scale : nullptr,
+          .v_scale = scaled ? args.cache.v_scale : nullptr,
           .sinks = args.sinks,
           .pages = args.pages,
           .workspace = WorkspaceAt(args.workspace, layout),
@@ -126,6 +132,17 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   WorkspaceLayout layout;
   const llmd_attention_shape& shape = args.shape;
   if (llmd_code code = LayoutFor(shape, args.workspace_bytes, &layout); code != LLMD_OK) return code;
+  // How q is read: copied by prefill, four or two elements at a time by decode. o is written two at a time.
+  const size_t q_bytes = shape.mode != LLMD_DECODE ? 16 : shape.kv_dtype == LLMD_E4M3 ? 8 : 4;
+  if (!attention::IsAligned(args.q, args.q_strides, args.q_dtype, q_bytes)) {
+    return attention::Fail(LLMD_UNSUPPORTED, "rows of q do not begin at multiples of " +
+                                                 std::to_string(q_bytes) + " bytes, as this mode needs");
+  }
+  const size_t o_bytes = 2 * attention::SizeOf(args.o_dtype);
+  if (!attention::IsAligned(args.o, args.o_strides, args.o_dtype, o_bytes)) {
+    return attention::Fail(LLMD_UNSUPPORTED,
+                           "rows of o do not begin at multiples of " + std::to_string(o_bytes) + " bytes");
+  }
   const DecodeParams params = ParamsOf(args, layout);
   if (shape.mode != LLMD_PREFILL) {
     const llmd_code code = shape.kv_dtype == LLMD_BF16  ? LaunchDecodeKernel<__nv_bfloat16>(params, stream)
@@ -135,10 +152,13 @@ llmd_code Attention(const llmd_attention_args& args, llmd_stream stream) {
   }
   const PrefillParams prefill{.common = params,
                               .group = FastDivide(params.group),
-                              .grid = 2 * CurrentDevice()->sms,
+                              .kv_heads = shape.num_kv_heads,
+                              .grid = layout.prefill_grid,
+                              .rows_of_part = layout.prefill_rows,
                               .zero_padding = shape.mode == LLMD_PREFILL};
-  return shape.kv_dtype == LLMD_BF16 ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
-                                     : LaunchPrefillKernel<__half>(prefill, stream);
+  return shape.kv_dtype == LLMD_BF16  ? LaunchPrefillKernel<__nv_bfloat16>(prefill, stream)
+         : shape.kv_dtype == LLMD_F16 ? LaunchPrefillKernel<__half>(prefill, stream)
+                                      : LaunchPrefillKernel<__nv_fp8_e4m3>(prefill, stream);
 }
 
 llmd_code CheckWorkspace(void* workspace, llmd_data_error* error, llmd_stream stream) {

@@ -1,12 +1,12 @@
 // Paged decode for one new token a request: MHA, GQA and MQA, split over keys, combined in the same kernel.
 //
 // A block of eight warps, one block a multiprocessor, walks its share of the plan (plan.h). Within a piece,
-// warp w takes the tiles w, w + 8, ...; or teams of warps take neighbouring heads, and the warps of a team
+// each warp takes every eighth tile; or teams of warps take neighbouring heads, and the warps of a team
 // the tiles. Each warp has a ring of stages in shared memory that it fills by cp.async on its own, across the
 // ends of pieces, so there is no barrier in the main loop and loads never stop between pieces. The query
 // heads of a group are the rows of the matrix products (16 x 8 x 16): S = Q K^T leaves P in the registers
 // where P V wants it. At the end of a piece the warps' (m, l, o) are merged in shared memory; a cut item's
-// part goes to the workspace, and the block that arrives last merges the parts in their order (spec:
+// part goes to the workspace, and the block with its last keys merges the parts in their order (spec:
 // paged-attention.md 3.2, 3.3, 3.6).
 #ifndef LLMD_CUDA_ATTENTION_DECODE_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_CUH_
@@ -23,24 +23,29 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
   auto& shared = *reinterpret_cast<typename Traits::Shared*>(memory);
   constexpr int kStages = Traits::kStages;
   const int warp = threadIdx.x / 32;
-  if (p.early_start) AllowKernelAfter();
-
+  PrefetchPages(p);
   // Asked for together, for latency; the header is needed only at the end.
   const PieceStart start = p.workspace.starts[blockIdx.x], end = p.workspace.starts[blockIdx.x + 1];
   const int empty = p.workspace.header->empty_rows, tokens = p.workspace.header->tokens;
+  // The kernel after may start once nothing runs but this one: what it reads before it waits, a kernel two
+  // before it may have written.
+  const auto wait = [] {
+    WaitForKernelBefore();
+    AllowKernelAfter();
+  };
   if (start.request < p.batch) {
     TileLoader<Traits> loader(p, shared, start, end);
     bool waited = !p.early_start;
 #pragma unroll 1
     for (int stage = 0; stage < kStages - 1; ++stage) {
       if (!waited && !loader.NextIsOld()) {
-        WaitForKernelBefore();
+        wait();
         waited = true;
       }
       loader.Issue(stage);
       CopyAsyncCommit();
     }
-    if (!waited) WaitForKernelBefore();
+    if (!waited) wait();
     int fill = kStages - 1, use = 0;
     const std::uint32_t ring = SharedAddress(shared.ring[warp][0]);
     WarpState<Traits, D> state;
@@ -70,8 +75,9 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       piece_end.Finish(state, done, start, end);
     }
     CopyAsyncWait<0>();
+    piece_end.MergeParts(start, end);
   } else if (p.early_start) {
-    WaitForKernelBefore();
+    wait();
   }
   ZeroRows(p, empty, tokens);
 }

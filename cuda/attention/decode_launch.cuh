@@ -11,14 +11,18 @@ namespace llmd::cuda {
 template <typename Cache, int D, int kTeams>
 llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
   using Traits = DecodeTraits<Cache, D, kTeams>;
-  constexpr int kBytes = sizeof(typename Traits::Shared);
-  static_assert(kBytes <= 227 * 1024);
+  constexpr size_t kMostBytes = sizeof(typename Traits::Shared);
+  constexpr size_t kBytesOf80 = kMostBytes - kDecodeWarps * (RingBytes(90) - RingBytes(80));
+  static_assert(kMostBytes <= 227 * 1024 && kBytesOf80 <= 163 * 1024);
   auto* kernel = DecodeKernel<Traits, D>;
-  if (llmd_code code = AllowShared("decode", kernel, kBytes); code != LLMD_OK) return code;
+  const int architecture = CodeArchitecture(kernel);
+  if (architecture == 0) return LLMD_DEVICE_ERROR;
+  const size_t bytes = architecture >= 90 ? kMostBytes : kBytesOf80;
+  if (llmd_code code = AllowShared("decode", kernel, bytes); code != LLMD_OK) return code;
   return LaunchKernel({.kernel = "decode",
                        .grid = static_cast<unsigned>(params.grid),
                        .block = kDecodeThreads,
-                       .shared_bytes = kBytes,
+                       .shared_bytes = bytes,
                        .stream = stream,
                        .early_start = params.early_start},
                       kernel, params);
@@ -27,8 +31,8 @@ llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) 
 template <typename Cache, int D>
 llmd_code LaunchDecodeKernelFor(const DecodeParams& params, llmd_stream stream) {
   switch (params.heads / params.item_heads) {  // teams; TeamsOf() chooses
-    case 8:
-      return LaunchDecodeKernelFor<Cache, D, 8>(params, stream);
+    case kDecodeWarps:
+      return LaunchDecodeKernelFor<Cache, D, kDecodeWarps>(params, stream);
     case 2:
       if constexpr (D * sizeof(Cache) <= kShortRowBytes)
         return LaunchDecodeKernelFor<Cache, D, 2>(params, stream);

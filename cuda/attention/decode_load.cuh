@@ -6,6 +6,16 @@
 
 namespace llmd::cuda {
 
+// Asks for a small page list while the plan is still being read.
+__device__ inline void PrefetchPages(const DecodeParams& p) {
+  constexpr int kMostIds = 1 << 16, kIdsPerLine = 32;
+  const llmd_page_list& list = p.pages;
+  const std::int64_t ids =
+      list.indptr != nullptr ? list.max_pages : (p.batch - 1) * list.row_stride + list.max_pages;
+  const int first = (blockIdx.x * kDecodeThreads + threadIdx.x) * kIdsPerLine;
+  if (ids <= kMostIds && first < ids) PrefetchL2(list.pages + first);
+}
+
 // Fills a warp's ring, ahead of the computation. A tile is one or two groups of 16 keys, each within a page;
 // where pages are no multiple of 16, every key is looked up.
 template <typename Traits>

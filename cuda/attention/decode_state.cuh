@@ -26,8 +26,8 @@ struct WarpState {
     sum[0] = sum[1] = 0;
   }
 
-  // Q as the left operand. For an fp8 cache, lane j of four takes dimensions j * D / 4 on, four a step, as it
-  // reads K.
+  // Q as the left operand; never by __ldg(), which may not read what the kernel before wrote while this one
+  // ran. For an fp8 cache, lane j of four takes dimensions j * D / 4 on, four a step, as it reads K.
   __device__ void LoadQuery(const DecodeParams& p, const PieceWalk& walk) {
     const int lane = threadIdx.x % 32, j = lane % 4;
     const int head = walk.template Head<Traits>(), kv_head = head / p.row_tiles;
@@ -48,15 +48,15 @@ struct WarpState {
 #pragma unroll
         for (int step = 0; step < D / 16; ++step) {
           const std::uint32_t* pair = reinterpret_cast<const std::uint32_t*>(source) + 8 * step + j;
-          q[step][half] = live ? __ldg(pair) : 0;
-          q[step][half + 2] = live ? __ldg(pair + 4) : 0;
+          q[step][half] = live ? *pair : 0;
+          q[step][half + 2] = live ? pair[4] : 0;
         }
       } else {
         const uint2* four = reinterpret_cast<const uint2*>(source + 2 * j * (D / 4));
         if (p.q_dtype == LLMD_F16) {
 #pragma unroll
           for (int step = 0; step < D / 16; ++step) {
-            const uint2 value = live ? __ldg(four + step) : uint2{0, 0};
+            const uint2 value = live ? four[step] : uint2{0, 0};
             q[step][half] = value.x;
             q[step][half + 2] = value.y;
           }
@@ -72,7 +72,7 @@ struct WarpState {
     std::uint32_t greatest = 0;
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
-      const uint2 value = live ? __ldg(four + step) : uint2{0, 0};
+      const uint2 value = live ? four[step] : uint2{0, 0};
       q[step][half] = value.x;
       q[step][half + 2] = value.y;
       greatest = ::max(greatest, ::max(::max(value.x & 0x7FFF, value.x >> 16 & 0x7FFF),
@@ -144,15 +144,6 @@ struct WarpState {
   __device__ void Softmax(float (&s)[kNumbers][4], std::uint32_t live, bool two_rows,
                           std::uint32_t (&p)[Traits::kGroups][4]) {
     const int j = threadIdx.x % 4;
-    if (live != Traits::kAllLive) {
-#pragma unroll
-      for (int n = 0; n < kNumbers; ++n) {
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (!(live >> (8 * n + 2 * j + e) & 1)) s[n][e] = s[n][e + 2] = -INFINITY;
-        }
-      }
-    }
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (half == 1 && !two_rows) {
@@ -161,13 +152,21 @@ struct WarpState {
         break;
       }
       const int e = 2 * half;
-      float greatest = -INFINITY;
 #pragma unroll
       for (int n = 0; n < kNumbers; ++n) {
         s[n][e] *= scale[half];
         s[n][e + 1] *= scale[half];
-        greatest = fmaxf(greatest, fmaxf(s[n][e], s[n][e + 1]));
       }
+      if (live != Traits::kAllLive) {  // after scaling: a scale may be 0 or less
+#pragma unroll
+        for (int n = 0; n < kNumbers; ++n) {
+          if (!(live >> (8 * n + 2 * j) & 1)) s[n][e] = -INFINITY;
+          if (!(live >> (8 * n + 2 * j + 1) & 1)) s[n][e + 1] = -INFINITY;
+        }
+      }
+      float greatest = -INFINITY;
+#pragma unroll
+      for (int n = 0; n < kNumbers; ++n) greatest = fmaxf(greatest, fmaxf(s[n][e], s[n][e + 1]));
       greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 1));
       greatest = fmaxf(greatest, __shfl_xor_sync(~0u, greatest, 2));
       if (__any_sync(~0u, greatest > max[half])) {

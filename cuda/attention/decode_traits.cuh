@@ -9,11 +9,17 @@
 
 namespace llmd::cuda {
 
-inline constexpr int kDecodeWarps = 8;
 inline constexpr int kDecodeThreads = 32 * kDecodeWarps;
-inline constexpr int kRingBytes = 24 * 1024;  // a warp's
 
-// Compile-time shape of a kernel. Cache is __nv_bfloat16, __half or __nv_fp8_e4m3. A block's eight warps are
+// A warp's ring: three stages, two before sm_90, where a block has 163 KB of shared memory.
+constexpr int RingBytes(int architecture) { return (architecture >= 90 ? 24 : 16) * 1024; }
+#ifdef __CUDA_ARCH__
+inline constexpr int kRingBytes = RingBytes(__CUDA_ARCH__ / 10);
+#else
+inline constexpr int kRingBytes = RingBytes(90);
+#endif
+
+// Compile-time shape of a kernel. Cache is __nv_bfloat16, __half or __nv_fp8_e4m3. A block's warps are
 // kTeams teams that walk the same keys of neighbouring heads.
 template <typename Cache, int D, int kTeams_>
 struct DecodeTraits {
@@ -38,7 +44,6 @@ struct DecodeTraits {
     float max[kDecodeWarps][kRowTile];
     float sum[kDecodeWarps][kRowTile];
     std::uint32_t live[kDecodeWarps][kStages];  // a bit a key: visible
-    int arrived_last[kTeams];
   };
 
   __device__ static int TeamIndex() { return threadIdx.x / (32 * kTeam); }

@@ -4,10 +4,11 @@
 #define LLMD_CUDA_ATTENTION_HOST_PLAN_H_
 
 #include <cstdint>
+#include <limits>
 #include <span>
 #include <vector>
 
-#include "cuda/attention/plan.h"
+#include "cuda/attention/prefill_plan.h"
 
 namespace llmd::cuda {
 
@@ -20,12 +21,14 @@ struct PlanInput {
   int window = 0;
   int unit_keys = kUnitKeys;
   bool fixed_split = false;
+  std::int64_t most_units = std::numeric_limits<std::int64_t>::max();  // with a fixed split: of all items
   int grid = 1;
 };
 
 struct HostPlan {
   std::vector<PieceStart> starts;     // [grid + 1]
   std::vector<std::int64_t> units;    // [batch + 1]
+  std::vector<std::int32_t> lengths;  // 0 for requests that find no room
   std::vector<std::int32_t> empty;    // rows to zero
   std::vector<std::int32_t> prefill;  // [batch + 1]
   int shares = 0;                     // of the cost line
@@ -33,13 +36,50 @@ struct HostPlan {
   std::int32_t tokens = 0;
 };
 
+// Starts of `shares` even shares of a line of items, [grid + 1]; `blocks`: those that are left when equal
+// ones are one. `lengths`: of the requests; empty: not noted.
+inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units, int heads, int shares,
+                                          int grid, std::span<const std::int32_t> lengths, int* blocks) {
+  const int count = static_cast<int>(units.size()) - 1;
+  const Shares line(UnitCount::Cost(units[count]), shares);
+  std::vector<Start> distinct;
+  std::vector<int> block_of;  // of each share
+  for (int c = 0; c < shares; ++c) {
+    const Start start = StartAt(line.Begin(c), units.data(), count, heads);
+    if (distinct.empty() || distinct.back().place != start.place) distinct.push_back(start);
+    block_of.push_back(static_cast<int>(distinct.size()) - 1);
+  }
+  *blocks = static_cast<int>(distinct.size());
+  std::vector<PieceStart> starts;
+  for (Start& start : distinct) {
+    if (!lengths.empty()) start.piece.length = lengths[start.piece.request];
+    if (start.piece.unit > 0) {
+      start.piece.first_block = block_of[FirstShare(start, line)];
+      start.piece.last_block = block_of[LastShare(start, line)];
+    }
+    starts.push_back(start.piece);
+  }
+  PieceStart end{};
+  end.request = count;
+  starts.resize(grid + 1, end);
+  return starts;
+}
+
 inline HostPlan MakePlan(const PlanInput& in) {
   HostPlan plan;
   const int batch = static_cast<int>(in.lengths.size());
   std::int64_t count = 0, tiles = 0;
+  std::int64_t asked = 0;  // units, of those that found no room as well
   for (int b = 0; b < batch; ++b) {
     const int rows = in.rows.empty() ? 1 : in.rows[b];
-    const RequestWork work = WorkOf(in.mode, in.lengths[b], rows, in.group, in.window, in.unit_keys);
+    int length = in.lengths[b];
+    RequestWork work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    asked += std::int64_t{work.units} * in.heads;
+    if (work.units > 0 && in.fixed_split && asked > in.most_units) {
+      length = 0;
+      work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
+    }
+    plan.lengths.push_back(length);
     plan.units.push_back(count);
     plan.prefill.push_back(static_cast<std::int32_t>(tiles));
     if (work.units > 0) count += UnitCount::Make(std::int64_t{work.units} * in.heads, in.heads);
@@ -51,23 +91,36 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
   plan.shares = SharesOf(count, in.fixed_split, in.grid);
-  std::vector<std::int64_t> places;
-  for (int c = 0; c < plan.shares; ++c) {
-    PieceStart start = StartAt(c * UnitCount::Cost(count) / plan.shares, plan.units.data(), batch, in.heads);
-    start.length = in.lengths[start.request];
-    const std::int64_t place = PlaceOf(start, plan.units.data(), in.heads);
-    if (!places.empty() && places.back() == place) continue;
-    places.push_back(place);
-    plan.starts.push_back(start);
-  }
-  plan.blocks = static_cast<int>(places.size());
-  for (int i = 0; i < plan.blocks; ++i) {
-    FindEnds(plan.starts[i], places.data(), i, plan.blocks, in.window, in.unit_keys);
-  }
-  PieceStart end{};
-  end.request = batch;
-  plan.starts.resize(in.grid + 1, end);
+  plan.starts = MakeStarts(plan.units, in.heads, plan.shares, in.grid, plan.lengths, &plan.blocks);
   return plan;
+}
+
+struct HostPrefillPlan {
+  std::vector<std::int64_t> units;  // [tiles + 1]
+  std::vector<PieceStart> starts;   // [grid + 1]
+  int shares = 0;                   // 0: items come from the counter
+  int blocks = 0;
+};
+
+// `plan` is that of `in`; `heads` are KV heads and `grid` the prefill kernel's.
+inline HostPrefillPlan MakePrefillPlan(const PlanInput& in, const HostPlan& plan, int heads, int grid) {
+  HostPrefillPlan prefill;
+  const int batch = static_cast<int>(in.lengths.size()), tiles = plan.prefill[batch];
+  if (tiles == 0 || tiles > MostLineTiles(heads, in.fixed_split, grid)) return prefill;
+  std::int64_t count = 0;
+  int longest = 0;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int request = LastAtOrBefore(plan.prefill.data(), 0, batch, tile);
+    const int steps =
+        TileUnits(plan.lengths[request], in.rows[request], tile - plan.prefill[request], in.group, in.window);
+    prefill.units.push_back(count);
+    count += UnitCount::Make(std::int64_t{steps} * heads, heads);
+    longest = std::max(longest, steps);
+  }
+  prefill.units.push_back(count);
+  prefill.shares = PrefillShares(count, longest, grid);
+  prefill.starts = MakeStarts(prefill.units, heads, prefill.shares, grid, {}, &prefill.blocks);
+  return prefill;
 }
 
 }  // namespace llmd::cuda

@@ -1,44 +1,25 @@
 // The planner: one block, once a step. See plan.h for what is planned.
+#include <algorithm>
+
 #include "cuda/attention/launch.h"
+#include "cuda/attention/prefill_plan.h"
 #include "cuda/attention/workspace.h"
 #include "cuda/common/launch.h"
+#include "cuda/common/math.cuh"
 
 namespace llmd::cuda {
 namespace {
 
-constexpr int kThreads = 1024;
+constexpr int kMostThreads = 1024;
+static_assert(kMaxStarts < kMostThreads && kMaxLineTiles <= kMostThreads);
 constexpr int kSharedRequests = 2048;  // prefix sums of larger batches are read from global memory
-
-// Sum over the block's threads before this one; `total` of all.
-__device__ std::int64_t ExclusiveSum(std::int64_t value, std::int64_t& total,
-                                     std::int64_t* scratch /* [33] */) {
-  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  std::int64_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    std::int64_t other = __shfl_up_sync(~0u, sum, step);
-    if (lane >= step) sum += other;
-  }
-  __syncthreads();  // scratch may still be read from the call before
-  if (lane == 31) scratch[warp] = sum;
-  __syncthreads();
-  if (warp == 0) {
-    std::int64_t part = scratch[lane];
-    for (int step = 1; step < 32; step *= 2) {
-      std::int64_t other = __shfl_up_sync(~0u, part, step);
-      if (lane >= step) part += other;
-    }
-    scratch[lane] = part;
-  }
-  __syncthreads();
-  total = scratch[31];
-  return sum - value + (warp > 0 ? scratch[warp - 1] : 0);
-}
 
 struct PlanParams {
   Workspace workspace;
   llmd_page_list pages;
   const std::int32_t* q_start;
-  int batch, max_tokens, page_size, window, unit_keys, heads, group, grid;
+  int batch, max_tokens, page_size, max_keys, window, unit_keys, heads, kv_heads, group, grid, prefill_grid;
+  std::int64_t most_units;  // with a fixed split, which has a slot for each
   llmd_attention_mode mode;
   bool fixed_split;
 };
@@ -47,69 +28,154 @@ struct PlanParams {
 __device__ int LengthOf(const PlanParams& p, int request) {
   std::int64_t length, limit;
   if (p.pages.indptr != nullptr) {
-    int begin = p.pages.indptr[request], end = p.pages.indptr[request + 1];
+    const int begin = p.pages.indptr[request], end = p.pages.indptr[request + 1];
+    const int last = p.pages.last_page_len[request];  // read along with them
     if (begin < 0 || end < begin || end > p.pages.max_pages) {
       ReportDataError(p.workspace.header, LLMD_BAD_LENGTH, request, 0, end);
       return 0;
     }
     limit = static_cast<std::int64_t>(end - begin) * p.page_size;
-    length = end == begin ? 0 : limit - p.page_size + p.pages.last_page_len[request];
+    length = end == begin ? 0 : limit - p.page_size + last;
   } else {
     limit = static_cast<std::int64_t>(p.pages.max_pages) * p.page_size;
     length = p.pages.seq_lens[request];
   }
-  if (length < 0 || length > limit) {
+  if (length < 0 || length > limit || length > p.max_keys) {
     ReportDataError(p.workspace.header, LLMD_BAD_LENGTH, request, 0, length);
     return 0;
   }
   return static_cast<int>(length);
 }
 
-__global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
+struct StartsShared {
+  std::int64_t places[kMostThreads];     // of the shares' starts
+  std::int32_t blocks_of[kMostThreads];  // shares that begin at one place are one block
+  std::int64_t sums[32];
+};
+
+// Starts of even shares of a line; those that fall on one place are made one. The line is `count` times
+// `heads` equal items, `units` [count + 1] what lies before. `lengths` may be null.
+__device__ void PlanStarts(const std::int64_t* units, int count, int heads, const Shares& shares, int grid,
+                           const std::int32_t* lengths, PieceStart* starts, StartsShared& shared) {
+  const int c = threadIdx.x;
+  const bool has_share = c < shares.count();
+  Start start{};
+  if (has_share) {
+    start = StartAt(shares.Begin(c), units, count, heads);
+    if (lengths != nullptr) start.piece.length = lengths[start.piece.request];
+    shared.places[c] = start.place;
+  }
+  __syncthreads();
+  const bool first_of_place = has_share && (c == 0 || start.place != shared.places[c - 1]);
+  std::int64_t blocks;
+  const std::int64_t index =
+      BlockExclusiveSum(static_cast<std::int64_t>(first_of_place), shared.sums, &blocks);
+  if (has_share) shared.blocks_of[c] = static_cast<std::int32_t>(index + first_of_place - 1);
+  __syncthreads();
+  if (first_of_place) {
+    if (start.piece.unit > 0) {
+      start.piece.first_block = shared.blocks_of[FirstShare(start, shares)];
+      start.piece.last_block = shared.blocks_of[LastShare(start, shares)];
+    }
+    starts[index] = start.piece;
+  }
+  if (c >= blocks && c <= grid) {
+    PieceStart end{};
+    end.request = count;
+    starts[c] = end;
+  }
+}
+
+// Puts prefill's tiles on a line, if they are few. `units`: shared, [kMaxLineTiles + 1].
+__device__ void PlanPrefill(const PlanParams& p, int tiles, const std::int32_t* lengths, std::int64_t* units,
+                            StartsShared& shared) {
+  __shared__ int longest;
+  int count = 0;  // of shares
+  if (tiles > 0 && tiles <= MostLineTiles(p.kv_heads, p.fixed_split, p.prefill_grid)) {
+    const int tile = threadIdx.x;
+    int steps = 0;
+    if (tile < tiles) {
+      const std::int32_t* before = p.workspace.prefill;
+      const int request = LastAtOrBefore(before, 0, p.batch, tile);
+      steps = TileUnits(lengths[request], p.q_start[request + 1] - p.q_start[request], tile - before[request],
+                        p.group, p.window);
+    }
+    if (tile == 0) longest = 0;
+    const std::int64_t own =
+        tile < tiles ? UnitCount::Make(static_cast<std::int64_t>(steps) * p.kv_heads, p.kv_heads) : 0;
+    std::int64_t total;
+    const std::int64_t sum = BlockExclusiveSum(own, shared.sums, &total);
+    if (tile < tiles) units[tile] = sum;
+    if (tile == 0) units[tiles] = total;
+    atomicMax(&longest, steps);
+    __syncthreads();
+    count = PrefillShares(total, longest, p.prefill_grid);
+    PlanStarts(units, tiles, p.kv_heads, Shares(UnitCount::Cost(total), count), p.prefill_grid, nullptr,
+               p.workspace.prefill_starts, shared);
+  }
+  if (threadIdx.x == 0) p.workspace.header->prefill_shares = count;
+}
+
+// A thread a request, then a thread a share. What is slow is the chain, not the work: loads from global
+// memory are asked for at once, and what a thread wants of another's goes through shared memory.
+__global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_constant__ PlanParams p) {
   __shared__ std::int64_t shared_units[kSharedRequests + 1];
-  __shared__ std::int64_t places[kThreads + 1];
-  __shared__ std::int64_t scratch[33];
+  __shared__ std::int32_t shared_lengths[kSharedRequests];
+  __shared__ StartsShared shared;
   const Workspace& w = p.workspace;
   const bool in_shared = p.batch <= kSharedRequests;
   const bool has_q = p.mode != LLMD_DECODE;
+  const int tokens = has_q ? p.q_start[p.batch] : p.batch;
 
   // Prefix sums over requests: units and items of decode, rows to zero, row tiles of prefill.
   std::int64_t all_units = 0, all_empty = 0, all_tiles = 0;
-  for (int first = 0; first < p.batch; first += kThreads) {
-    int request = first + threadIdx.x;
-    bool live = request < p.batch;
-    int length = live ? LengthOf(p, request) : 0;
-    int row = request, rows = 1;
+  for (int first = 0; first < p.batch; first += blockDim.x) {
+    const int request = first + threadIdx.x;
+    const bool live = request < p.batch;
+    int row = request, row_end = request + live;
     if (live && has_q) {
       row = p.q_start[request];
-      rows = p.q_start[request + 1] - row;
-      if (row < 0 || rows < 0 || row + rows > p.max_tokens) {
-        ReportDataError(w.header, LLMD_BAD_LENGTH, request, 0, row + rows);
-        rows = 0;
+      row_end = p.q_start[request + 1];
+    }
+    int length = live ? LengthOf(p, request) : 0;
+    if (live && has_q && (row < 0 || row_end < row || row_end > p.max_tokens)) {
+      ReportDataError(w.header, LLMD_BAD_LENGTH, request, 0, row_end);
+      row_end = row;
+    }
+    const int rows = row_end - row;
+    RequestWork work = WorkOf(p.mode, length, rows, p.group, p.window, p.unit_keys);
+    const auto count_of = [&] {
+      return work.units == 0 ? 0 : UnitCount::Make(static_cast<std::int64_t>(work.units) * p.heads, p.heads);
+    };
+    std::int64_t total;
+    std::int64_t before = BlockExclusiveSum(count_of(), shared.sums, &total);
+    if (p.fixed_split) {  // requests that find no slots count as empty
+      const bool refused = work.units > 0 && UnitCount::Units(all_units + before + count_of()) > p.most_units;
+      if (__syncthreads_or(refused)) {
+        if (refused) {
+          ReportDataError(w.header, LLMD_BAD_LENGTH, request, 0, length);
+          length = 0;
+          work = WorkOf(p.mode, length, rows, p.group, p.window, p.unit_keys);
+        }
+        before = BlockExclusiveSum(count_of(), shared.sums, &total);
       }
     }
-    bool prefill = live && rows > 0 && (p.mode == LLMD_PREFILL || (p.mode == LLMD_MIXED && rows > 1));
-    bool decode = live && rows == 1 && !prefill && length > 0;
-    bool empty = live && rows == 1 && !prefill && length == 0;
-    int units = decode ? UnitsOf(length, p.window, p.unit_keys) : 0;
-    std::int64_t count = decode ? UnitCount::Make(static_cast<std::int64_t>(units) * p.heads, p.heads) : 0;
-    std::int64_t total;
-    std::int64_t before = ExclusiveSum(count, total, scratch);
     if (live) {
       w.lengths[request] = length;
       w.units[request] = all_units + before;
-      if (in_shared) shared_units[request] = all_units + before;
+      if (in_shared) {
+        shared_lengths[request] = length;
+        shared_units[request] = all_units + before;
+      }
     }
     all_units += total;
-    if (__syncthreads_or(empty)) {
-      before = ExclusiveSum(empty, total, scratch);
-      if (empty) w.empty[all_empty + before] = row;
+    if (__syncthreads_or(work.empty)) {
+      before = BlockExclusiveSum(static_cast<std::int64_t>(work.empty), shared.sums, &total);
+      if (work.empty) w.empty[all_empty + before] = row;
       all_empty += total;
     }
     if (has_q) {
-      before = ExclusiveSum(
-          prefill ? (static_cast<std::int64_t>(rows) * p.group + kPrefillRows - 1) / kPrefillRows : 0, total,
-          scratch);
+      before = BlockExclusiveSum(work.prefill_tiles, shared.sums, &total);
       if (live) w.prefill[request] = static_cast<std::int32_t>(all_tiles + before);
       all_tiles += total;
     }
@@ -118,69 +184,17 @@ __global__ void __launch_bounds__(kThreads) PlanKernel(PlanParams p) {
     w.units[p.batch] = all_units;
     if (in_shared) shared_units[p.batch] = all_units;
     if (has_q) w.prefill[p.batch] = static_cast<std::int32_t>(all_tiles);
+    w.header->empty_rows = static_cast<std::int32_t>(all_empty);
+    w.header->prefill_tiles = static_cast<std::int32_t>(all_tiles);
+    w.header->tokens = max(0, tokens);  // rows from here on may be zeroed
   }
   __syncthreads();
 
-  // Starts: even shares of the cost line, those that fall on one place made one.
   const std::int64_t* units = in_shared ? shared_units : w.units;
-  const std::int64_t cost = UnitCount::Cost(all_units);
-  const std::int64_t unit_total = UnitCount::Units(all_units);
-  const int wanted =
-      static_cast<int>(min(PiecesWanted(unit_total, UnitCount::Items(all_units), p.fixed_split),
-                           static_cast<std::int64_t>(p.grid)));
-  PieceStart start{};
-  std::int64_t place = -1;
-  const int c = threadIdx.x;
-  if (c < wanted) {
-    start = StartAt(c * cost / wanted, units, p.batch, p.heads);
-    start.length = w.lengths[start.request];
-    place = PlaceOf(start, units, p.heads);
-  }
-  places[c] = place;
-  __syncthreads();
-  const std::int64_t place_before = c > 0 ? places[c - 1] : -1;
-  std::int64_t blocks;
-  bool first_of_place = c < wanted && place != place_before;
-  std::int64_t index = ExclusiveSum(first_of_place, blocks, scratch);
-  if (first_of_place) places[index] = place;
-  if (c == 0) places[blocks] = unit_total;
-  __syncthreads();
-  if (first_of_place) {
-    if (start.unit > 0) {
-      std::int64_t item = place - start.unit;
-      std::int64_t item_end = item + UnitsOf(start.length, p.window, p.unit_keys);
-      int low = 0, high = static_cast<int>(blocks);  // the last block that begins at or before the item
-      while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (places[middle] <= item)
-          low = middle;
-        else
-          high = middle;
-      }
-      start.first_block = low;
-      low = static_cast<int>(index),
-      high = static_cast<int>(blocks);  // the last that begins before the item's end
-      while (high - low > 1) {
-        int middle = (low + high) / 2;
-        if (places[middle] < item_end)
-          low = middle;
-        else
-          high = middle;
-      }
-      start.last_block = low;
-    }
-    w.starts[index] = start;
-  }
-  if (c >= blocks && c <= p.grid) {
-    PieceStart end{};
-    end.request = p.batch;
-    w.starts[c] = end;
-  }
-  if (c == 0) {
-    w.header->empty_rows = static_cast<std::int32_t>(all_empty);
-    w.header->prefill_tiles = static_cast<std::int32_t>(all_tiles);
-    w.header->tokens = has_q ? p.q_start[p.batch] : p.batch;
-  }
+  const std::int32_t* lengths = in_shared ? shared_lengths : w.lengths;
+  const Shares shares(UnitCount::Cost(all_units), SharesOf(all_units, p.fixed_split, p.grid));
+  PlanStarts(units, p.batch, p.heads, shares, p.grid, lengths, w.starts, shared);
+  if (has_q) PlanPrefill(p, static_cast<int>(all_tiles), lengths, shared_units, shared);
 }
 
 }  // namespace
@@ -193,14 +207,27 @@ llmd_code LaunchPlan(const llmd_plan_args& args, const WorkspaceLayout& layout, 
                args.batch,
                shape.max_tokens,
                shape.page_size,
+               MostKeys(shape.max_batch, std::max(layout.item_heads, shape.num_kv_heads), layout.unit_keys),
                shape.window,
                layout.unit_keys,
                layout.item_heads,
+               shape.num_kv_heads,
                shape.num_q_heads / shape.num_kv_heads,
                layout.grid,
+               layout.prefill_grid,
+               layout.slots * layout.item_heads / std::max(layout.heads, 1),
                shape.mode,
                shape.fixed_split > 0};
-  return LaunchKernel({.kernel = "plan", .grid = 1, .block = kThreads, .stream = stream}, PlanKernel, p);
+  // No more warps than there is work for: they are waited for at every barrier.
+  int threads = std::max(args.batch, layout.grid + 1);
+  if (shape.mode != LLMD_DECODE) {
+    threads = std::max({threads, layout.prefill_grid + 1,
+                        MostLineTiles(shape.num_kv_heads, p.fixed_split, layout.prefill_grid)});
+  }
+  threads = std::min(CeilDivide(threads, 32) * 32, kMostThreads);
+  return LaunchKernel(
+      {.kernel = "plan", .grid = 1, .block = static_cast<unsigned>(threads), .stream = stream}, PlanKernel,
+      p);
 }
 
 }  // namespace llmd::cuda

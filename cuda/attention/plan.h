@@ -20,18 +20,22 @@
 
 namespace llmd::cuda {
 
+inline constexpr int kDecodeWarps = 8;    // of a block
 inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
 inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
 inline constexpr int kShortWindow = 512;  // keys
 inline constexpr int kShortRowBytes = 128;
+inline constexpr int kMaxStarts = 1023;   // that one block plans
 inline constexpr int kRowTile = 16;       // query heads of an item, the height of a matrix instruction
 inline constexpr int kPrefillRows = 128;  // packed rows (token, head of a group) of a prefill item
+inline constexpr int kPrefillKeys = 64;   // of a step of prefill, the unit of its items
 
 // Where a block's share begins; the next start is its end. Starts past the last share have request = batch.
 // `first_block` and `last_block` are the blocks that hold the beginning and the end of the item that is cut
-// here (unit > 0).
-struct alignas(32) PieceStart {
+// here (unit > 0). Read as two pieces of 16 bytes: a workspace need not be aligned to more (32 would be read
+// at once on sm_100).
+struct alignas(16) PieceStart {
   std::int32_t request;
   std::int32_t head;  // KV head * row tiles + row tile
   std::int32_t unit;
@@ -44,8 +48,10 @@ struct alignas(32) PieceStart {
 struct PlanHeader {
   std::int32_t empty_rows;     // requests without a key, whose rows are zeroed
   std::int32_t prefill_tiles;  // row tiles of all requests
-  std::int32_t tokens;         // q_start[batch]
-  std::int32_t prefill_next;   // work counter of the prefill kernel
+  std::int32_t
+      prefill_shares;         // blocks that have a share of the line of tiles; 0: items come from the counter
+  std::int32_t tokens;        // q_start[batch]
+  std::int32_t prefill_next;  // work counter of the prefill kernel
   std::int32_t prefill_done;
   std::int32_t error_kind;  // llmd_data_error, written once
   std::int32_t error_request;
@@ -60,20 +66,37 @@ struct WorkspaceLayout {
   int heads;       // KV heads * row tiles
   int item_heads;  // heads / teams
   int unit_keys;
-  std::int64_t slots;                                                                  // partial results
-  std::size_t starts, units, lengths, empty, counters, lse, partials, prefill, bytes;  // offsets
+  std::int64_t slots;                                                           // parts of cut items
+  std::size_t starts, units, lengths, empty, part_lse, part_o, prefill, bytes;  // offsets
+  int prefill_grid;                                                             // blocks
+  int prefill_rows;                                                             // of a partial result
+  std::int64_t prefill_slots;                                                   // partial results
+  std::size_t prefill_starts, prefill_counters, prefill_lse, prefill_partials;
 };
 
 LLMD_HD inline std::size_t RoundUp(std::size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 // Teams of warps a block, each with a head of its own. Short rows of K and V: two, so that a token's
-// neighbouring heads are read together, as memory likes. Short windows: eight, since an item is too short to
-// be shared by warps.
+// neighbouring heads are read together, as memory likes. Short windows: a warp each, since an item is too
+// short to be shared.
 LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
-  if (shape.window > 0 && shape.window <= kShortWindow && heads % 8 == 0) return 8;
+  if (shape.window > 0 && shape.window <= kShortWindow && heads % kDecodeWarps == 0) return kDecodeWarps;
   const int row_bytes = shape.head_dim * (shape.kv_dtype == LLMD_E4M3 ? 1 : 2);
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }
+
+// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
+// block reads few parts, and the order is that of the parts.
+LLMD_HD inline int MergeGroup(int parts) {
+  if (parts <= 40) return parts;
+  int group = 4;
+  while (group * group < parts) ++group;
+  return group;
+}
+// The slot of group 0 of the item whose parts have places from `place` on: an item has at most a quarter as
+// many groups as parts, so that items share none, even where one begins at the place of the last's last part.
+LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 4; }
+LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 4 + teams; }
 
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
@@ -83,10 +106,12 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.item_heads = layout.heads / TeamsOf(shape, layout.heads);
   layout.unit_keys = shape.fixed_split > 0 ? shape.fixed_split : kUnitKeys;
   bool decode = shape.mode != LLMD_PREFILL;
+  const int teams = layout.heads / layout.item_heads;
   layout.slots = !decode ? 0
                  : shape.fixed_split > 0
                      ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
-                     : 2 * static_cast<std::int64_t>(grid) * (layout.heads / layout.item_heads);
+                     : 2 * static_cast<std::int64_t>(grid) * teams;
+  const std::int64_t all_slots = decode ? layout.slots + GroupSlots(layout.slots, teams) : 0;
   std::size_t at = RoundUp(sizeof(PlanHeader));
   auto take = [&at](std::size_t bytes) {
     std::size_t begin = at;
@@ -97,11 +122,19 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.units = take((shape.max_batch + 1) * sizeof(std::int64_t));
   layout.lengths = take(shape.max_batch * sizeof(std::int32_t));
   layout.empty = take(shape.max_batch * sizeof(std::int32_t));
-  layout.counters = take(2 * layout.slots * sizeof(std::int32_t));
-  layout.lse = take(layout.slots * kRowTile * sizeof(float));
-  layout.partials = take(layout.slots * kRowTile * shape.head_dim * sizeof(float));
+  layout.part_lse = take(all_slots * kRowTile * sizeof(float));
+  layout.part_o = take(all_slots * kRowTile * shape.head_dim * sizeof(float));
   if (shape.mode != LLMD_DECODE) {
     layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
+    layout.prefill_grid = std::min(2 * grid, kMaxStarts);
+    layout.prefill_rows = static_cast<int>(std::min<std::int64_t>(
+        kPrefillRows, static_cast<std::int64_t>(shape.max_tokens) * shape.num_q_heads / shape.num_kv_heads));
+    layout.prefill_slots = shape.fixed_split > 0 ? 0 : 2 * layout.prefill_grid;
+    layout.prefill_starts = take((layout.prefill_grid + 1) * sizeof(PieceStart));
+    layout.prefill_counters = take(layout.prefill_grid * sizeof(std::int32_t));
+    layout.prefill_lse = take(layout.prefill_slots * layout.prefill_rows * sizeof(float));
+    layout.prefill_partials =
+        take(layout.prefill_slots * layout.prefill_rows * shape.head_dim * sizeof(float));
   }
   layout.bytes = at;
   return layout;
@@ -128,6 +161,16 @@ struct UnitCount {
   LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
 };
 
+// The longest request that a plan takes: sums and offsets then stay within their types.
+LLMD_HD inline int MostKeys(int max_batch, int heads, int unit_keys) {
+  constexpr std::int64_t kMost = std::int64_t{1} << 30;
+  const std::int64_t of_all =
+      ((std::int64_t{1} << UnitCount::kShift) - 1) / (std::int64_t{max_batch} * heads);
+  const std::int64_t of_one = ((std::int64_t{1} << 31) - 1) / heads - kItemCost;
+  const std::int64_t units = of_all < of_one ? of_all : of_one;
+  return static_cast<int>(units < kMost / unit_keys ? units * unit_keys : kMost);
+}
+
 // What a request asks for in a step. A request is decoded, prefilled, a row to zero, or nothing.
 struct RequestWork {
   int units = 0;                   // of each decode item
@@ -152,31 +195,70 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
   return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
 }
 
-LLMD_HD inline PieceStart StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
+// A start, and where the item it is in lies.
+struct Start {
+  PieceStart piece;
+  std::int64_t place;      // on the line of units, which orders starts and finds equal ones
+  std::int64_t item_cost;  // where the item begins on the cost line
+  int item_units;
+};
+
+// The start at a point of the cost line, 0 to less than all of it; `units` may be in shared memory.
+LLMD_HD inline Start StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
   int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
   while (high - low > 1) {
-    int middle = (low + high) / 2;
+    const int middle = (low + high) / 2;
     if (UnitCount::Cost(units[middle]) <= cost)
       low = middle;
     else
       high = middle;
   }
-  // Within a request 32 bits are enough.
-  const int rest = static_cast<int>(cost - UnitCount::Cost(units[low]));
-  const int item_units = ItemUnits(units, low, heads);
-  PieceStart start{};
-  start.request = low;
-  if (item_units == 0) return start;
-  start.head = rest / (item_units + kItemCost);
-  const int inside = rest - start.head * (item_units + kItemCost);
-  start.unit = inside > kItemCost ? inside - kItemCost : 0;
+  const std::int64_t request_cost = UnitCount::Cost(units[low]);
+  Start start{};
+  start.piece.request = low;
+  start.item_units = ItemUnits(units, low, heads);
+  // Within a request 32 bits are enough (MostKeys).
+  const int rest = static_cast<int>(cost - request_cost), item = start.item_units + kItemCost;
+  start.piece.head = rest / item;
+  const int inside = rest - start.piece.head * item;
+  start.piece.unit = inside > kItemCost ? inside - kItemCost : 0;
+  start.item_cost = cost - inside;
+  start.place = UnitCount::Units(units[low]) + start.piece.head * start.item_units + start.piece.unit;
   return start;
 }
 
-// Place of a start on the line of units, which orders starts and finds equal ones.
-LLMD_HD inline std::int64_t PlaceOf(const PieceStart& start, const std::int64_t* units, int heads) {
-  return UnitCount::Units(units[start.request]) + start.head * ItemUnits(units, start.request, heads) +
-         start.unit;
+// The cost line in even shares: floor(share * cost / shares) is where one begins.
+class Shares {
+ public:
+  LLMD_HD Shares(std::int64_t cost, int count)
+      : count_(count), whole_(count > 0 ? cost / count : 0), rest_(static_cast<int>(cost - whole_ * count)) {}
+
+  LLMD_HD int count() const { return count_; }
+  LLMD_HD std::int64_t Begin(int share) const { return share * whole_ + share * rest_ / count_; }
+
+  // The last share that begins at or before a point of the line. The estimate is at most one off: a few
+  // floats' errors times 1,023 shares, and the line is longer than their number.
+  LLMD_HD int At(std::int64_t point) const {
+    const float width = static_cast<float>(whole_) + static_cast<float>(rest_) / static_cast<float>(count_);
+    int share = static_cast<int>(static_cast<float>(point) / width);
+    share = share < count_ ? share : count_ - 1;
+    if (Begin(share) > point) return share - 1;
+    return share + 1 < count_ && Begin(share + 1) <= point ? share + 1 : share;
+  }
+
+ private:
+  int count_;
+  std::int64_t whole_;
+  int rest_;
+};
+
+// The shares that hold the beginning and the end of the start's item. Starts within an item's fixed cost are
+// at its beginning.
+LLMD_HD inline int FirstShare(const Start& start, const Shares& shares) {
+  return shares.At(start.item_cost + kItemCost);
+}
+LLMD_HD inline int LastShare(const Start& start, const Shares& shares) {
+  return shares.At(start.item_cost + kItemCost + start.item_units - 1);
 }
 
 // Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
@@ -193,7 +275,8 @@ LLMD_HD inline int SharesOf(std::int64_t count, bool fixed_split, int grid) {
 }
 
 // The last of places[low .. high - 1], which ascend, that is at or before `place`; `low` if none is.
-LLMD_HD inline int LastAtOrBefore(const std::int64_t* places, int low, int high, std::int64_t place) {
+template <typename T>
+LLMD_HD int LastAtOrBefore(const T* places, int low, int high, std::int64_t place) {
   while (high - low > 1) {
     const int middle = (low + high) / 2;
     if (places[middle] <= place)
@@ -202,25 +285,6 @@ LLMD_HD inline int LastAtOrBefore(const std::int64_t* places, int low, int high,
       high = middle;
   }
   return low;
-}
-
-// Completes start `index` of `blocks`, at places[index]: the blocks at the ends of the item it cuts.
-LLMD_HD inline void FindEnds(PieceStart& start, const std::int64_t* places, int index, int blocks, int window,
-                             int unit_keys) {
-  if (start.unit == 0) return;
-  const std::int64_t item = places[index] - start.unit;
-  start.first_block = LastAtOrBefore(places, 0, blocks, item);
-  start.last_block =
-      LastAtOrBefore(places, index, blocks, item + UnitsOf(start.length, window, unit_keys) - 1);
-}
-
-// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
-// block reads few parts, and the order is that of the parts.
-LLMD_HD inline int MergeGroup(int parts) {
-  if (parts <= 40) return parts;
-  int group = 4;
-  while (group * group < parts) ++group;
-  return group;
 }
 
 }  // namespace llmd::cuda

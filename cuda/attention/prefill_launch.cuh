@@ -1,4 +1,4 @@
-// Launches the prefill kernels of one type; each type's are compiled in a file of their own.
+// Launches the prefill kernels of one cache type; each type's are compiled in a file of their own.
 #ifndef LLMD_CUDA_ATTENTION_PREFILL_LAUNCH_CUH_
 #define LLMD_CUDA_ATTENTION_PREFILL_LAUNCH_CUH_
 
@@ -8,11 +8,12 @@
 
 namespace llmd::cuda {
 
-template <typename T, int D>
+template <typename Cache, int D>
 llmd_code LaunchPrefillKernelFor(const PrefillParams& params, llmd_stream stream) {
-  constexpr int kBytes = sizeof(PrefillShared<D>);
+  using Traits = PrefillTraits<Cache, D>;
+  constexpr int kBytes = sizeof(typename Traits::Shared);
   static_assert(kBytes <= 113 * 1024, "two blocks a multiprocessor");
-  auto* kernel = PrefillKernel<T, D>;
+  auto* kernel = PrefillKernel<Traits>;
   if (llmd_code code = AllowShared("prefill", kernel, kBytes); code != LLMD_OK) return code;
   return LaunchKernel({.kernel = "prefill",
                        .grid = static_cast<unsigned>(params.grid),
@@ -22,10 +23,10 @@ llmd_code LaunchPrefillKernelFor(const PrefillParams& params, llmd_stream stream
                       kernel, params);
 }
 
-template <typename T>
+template <typename Cache>
 llmd_code LaunchPrefillKernel(const PrefillParams& params, llmd_stream stream) {
-  return params.common.head_dim == 128 ? LaunchPrefillKernelFor<T, 128>(params, stream)
-                                       : LaunchPrefillKernelFor<T, 64>(params, stream);
+  return params.common.head_dim == 128 ? LaunchPrefillKernelFor<Cache, 128>(params, stream)
+                                       : LaunchPrefillKernelFor<Cache, 64>(params, stream);
 }
 
 }  // namespace llmd::cuda

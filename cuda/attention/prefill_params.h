@@ -9,7 +9,8 @@ namespace llmd::cuda {
 struct PrefillParams {
   DecodeParams common;
   FastDivide group;  // rows to tokens
-  int grid;
+  int kv_heads, grid;
+  int rows_of_part;   // in the workspace
   bool zero_padding;  // here, and not by the decode kernel of a mixed batch
 };
 

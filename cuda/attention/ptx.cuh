@@ -22,13 +22,6 @@ __device__ __forceinline__ std::uint64_t EvictFirstPolicy() {
   return policy;
 }
 
-// For data that will be read again soon.
-__device__ __forceinline__ std::uint64_t EvictLastPolicy() {
-  std::uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_last.b64 %0, 1.0;" : "=l"(policy));
-  return policy;
-}
-
 // Copies 16 bytes to shared memory past L1; with `live` false it writes zeros and reads nothing.
 __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live,
                                             std::uint64_t policy) {
@@ -41,10 +34,20 @@ __device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* gl
                "l"(policy)
                : "memory");
 }
+// The same without a policy.
+__device__ __forceinline__ void CopyAsync16(std::uint32_t shared, const void* global, bool live) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared), "l"(global), "r"(live ? 16 : 0)
+               : "memory");
+}
 __device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int kPending>
 __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Asks for the 128 bytes around an address to come to the L2 cache.
+__device__ __forceinline__ void PrefetchL2(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
 }
 
 // Four 8x8 matrices of 16-bit elements; lane 8i + r gives the address of row r of matrix i.
@@ -91,6 +94,23 @@ __device__ __forceinline__ void LoadShared16(std::uint32_t (&r)[4], std::uint32_
 }
 __device__ __forceinline__ void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared) {
   asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];" : "=r"(r[0]), "=r"(r[1]) : "r"(shared));
+}
+
+__device__ __forceinline__ void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(shared), "r"(r[0]), "r"(r[1]), "r"(r[2]),
+               "r"(r[3])
+               : "memory");
+}
+
+__device__ __forceinline__ void StoreShared8(std::uint32_t shared, std::uint64_t value) {
+  asm volatile("st.shared.b64 [%0], %1;" ::"r"(shared), "l"(value) : "memory");
+}
+
+// The same value, but of unknown origin: not computed again where it is used, and what is made of it in a
+// loop is not made before the loop and kept in registers.
+__device__ __forceinline__ std::uint32_t Opaque(std::uint32_t value) {
+  asm volatile("" : "+r"(value));
+  return value;
 }
 
 __device__ __forceinline__ float Exp2(float x) {
@@ -149,15 +169,32 @@ __device__ __forceinline__ void AllowKernelAfter() {
 #endif
 }
 
-// Adds at the scope of the device; what this thread has seen written before is visible to who sees the sum,
-// and the other way round.
-__device__ __forceinline__ unsigned AddReleaseAcquire(unsigned* counter, unsigned value) {
-  unsigned before;
-  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], %2;"
-               : "=r"(before)
-               : "l"(counter), "r"(value)
+// Words that blocks hand to each other. Each is whole when it is seen; nothing is said of their order.
+__device__ __forceinline__ void PublishWord(std::uint32_t* to, std::uint32_t word) {
+  asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
+}
+__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint2 words) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.x), "r"(words.y)
                : "memory");
-  return before;
+}
+__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint4 words) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y),
+               "r"(words.z), "r"(words.w)
+               : "memory");
+}
+// With `live` false they read nothing and leave the value as it is.
+__device__ __forceinline__ void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live) {
+  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.relaxed.gpu.global.u32 %0, [%1];\n}"
+               : "+r"(word)
+               : "l"(from), "r"(static_cast<std::uint32_t>(live))
+               : "memory");
+}
+__device__ __forceinline__ void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live) {
+  asm volatile(
+      "{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)
+      : "l"(from), "r"(static_cast<std::uint32_t>(live))
+      : "memory");
 }
 
 // A barrier of its own for a part of the block.

@@ -1,10 +1,12 @@
-// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, in token order, so that neighbouring
-// threads read and write neighbouring bytes. Data is loaded before its place is known: the two chains of
-// latency overlap.
+// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, the same of several tokens, so that
+// neighbouring threads read and write neighbouring bytes and places are worked out once a token. Data is
+// loaded before its place is known: the two chains of latency overlap.
 #include <algorithm>
+#include <type_traits>
 
 #include "cuda/cache/placement.cuh"
 #include "cuda/common/convert.cuh"
+#include "cuda/common/device.cuh"
 #include "cuda/common/divide.h"
 #include "cuda/common/launch.h"
 #include "cuda/kernels.h"
@@ -20,62 +22,75 @@ struct Split {  // an item's number is ((token * 2 + side) * heads + head) * pie
   FastDivide page_size;
 };
 
-struct Item {
-  int token;
-  bool is_v;
-  int head;
-  int element;
+// N elements as they were loaded; of 16-bit elements in an array the compiler would give each a register.
+template <typename T, int N>
+struct Loaded {
+  static constexpr bool kWords = sizeof(T) * N == 16;
+  std::conditional_t<kWords, uint4, Vec<T, N>> data;
+
+  __device__ __forceinline__ void Load(const T* p) {
+    if constexpr (kWords) {
+      data = LoadStream16(p);
+    } else {
+      data = LoadStream<T, N>(p);
+    }
+  }
+  __device__ __forceinline__ const Vec<T, N>& vector() const {
+    return reinterpret_cast<const Vec<T, N>&>(data);
+  }
 };
 
-template <int N>
-__device__ __forceinline__ Item Decode(const Split& split, uint32_t index, int first_token) {
-  uint32_t piece, head;
-  const uint32_t side = split.heads.DivMod(split.pieces.DivMod(index, &piece), &head);
-  return {first_token + static_cast<int>(side / 2), side % 2 != 0, static_cast<int>(head),
-          static_cast<int>(piece) * N};
-}
-
+// A thread has one piece of K or V of kUnroll tokens, `token_step` apart.
 template <typename Src, typename Dst, int N, int kUnroll>
 __global__ void __launch_bounds__(kThreads)
     AppendKernel(const __grid_constant__ llmd_append_kv_args args, const __grid_constant__ Split split,
-                 int first_token, uint32_t num_items) {
-  const uint32_t first = blockIdx.x * (kThreads * kUnroll) + threadIdx.x;
-  Vec<Src, N> data[kUnroll];
+                 int first_token, int end_token, int token_step) {
+  uint32_t piece, head;
+  const uint32_t side =
+      split.heads.DivMod(split.pieces.DivMod(blockIdx.x * kThreads + threadIdx.x, &piece), &head);
+  const bool is_v = side % 2 != 0;
+  const int element = static_cast<int>(piece) * N;
+  const int chunk_token = static_cast<int>(side / 2);
+  if (chunk_token >= token_step) return;
+  const llmd_token_strides strides = is_v ? args.v_strides : args.k_strides;
+  const Src* source = static_cast<const Src*>(is_v ? args.v : args.k) + head * strides.head + element;
+  Loaded<Src, N> data[kUnroll];
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    const uint32_t index = first + i * kThreads;
-    if (index >= num_items) continue;
-    const Item item = Decode<N>(split, index, first_token);
-    const llmd_token_strides strides = item.is_v ? args.v_strides : args.k_strides;
-    const Src* source = static_cast<const Src*>(item.is_v ? args.v : args.k);
-    data[i] =
-        LoadStream<Src, N>(source + item.token * strides.token + item.head * strides.head + item.element);
+    const int token = first_token + chunk_token + i * token_step;
+    if (token < end_token) data[i].Load(source + token * strides.token);
   }
+  const llmd_kv_cache& cache = args.cache;
+  const llmd_kv_strides to = is_v ? cache.v_strides : cache.k_strides;
+  int64_t places[kUnroll];  // elements from the head's first one, or negative
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    const uint32_t index = first + i * kThreads;
-    if (index >= num_items) continue;
-    const Item item = Decode<N>(split, index, first_token);
-    const Place place =
-        FindPlace(args, split.page_size, item.token, !item.is_v && item.head == 0 && item.element == 0);
-    if (place.page < 0) continue;
-    const llmd_kv_cache& cache = args.cache;
-    Dst* target = static_cast<Dst*>(item.is_v ? cache.v : cache.k) +
-                  Offset(item.is_v ? cache.v_strides : cache.k_strides, place, item.head) + item.element;
+    const int token = first_token + chunk_token + i * token_step;
+    places[i] = -1;
+    if (token >= end_token) continue;
+    const Place place = FindPlace(args, split.page_size, token, !is_v && head == 0 && element == 0);
+    if (place.page >= 0) places[i] = Offset(to, place, 0);
+  }
+  Dst* target = static_cast<Dst*>(is_v ? cache.v : cache.k) + head * to.head + element;
+  const float* scales = is_v ? cache.v_scale : cache.k_scale;
+  float scale = 1;
+  if (std::is_same_v<Dst, Fp8> && scales != nullptr) scale = scales[head * cache.scale_stride];
+#pragma unroll
+  for (int i = 0; i < kUnroll; ++i) {
+    if (places[i] < 0) continue;
+    Dst* row = target + places[i];
     if constexpr (std::is_same_v<Src, Dst>) {
-      Store(target, data[i]);
+      Store(row, data[i].vector());
     } else {
       float x[N];
-      ToFloats(data[i], x);
+      ToFloats(data[i].vector(), x);
       if constexpr (std::is_same_v<Dst, Fp8>) {
-        const float* scales = item.is_v ? cache.v_scale : cache.k_scale;
         if (scales != nullptr) {
-          const float scale = scales[item.head * cache.scale_stride];
 #pragma unroll
           for (int j = 0; j < N; ++j) x[j] = __fdiv_rn(x[j], scale);
         }
       }
-      Store(target, FromFloats<Dst, N>(x));
+      Store(row, FromFloats<Dst, N>(x));
     }
   }
 }
@@ -91,13 +106,16 @@ llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
   const int64_t most_tokens =
       std::max<int64_t>(1, (int64_t{1} << 30) / items_a_token);  // 32-bit item numbers
   for (int64_t first = 0; first < args.num_tokens; first += most_tokens) {
-    const int64_t items = std::min<int64_t>(most_tokens, args.num_tokens - first) * items_a_token;
-    const Launch launch = {.kernel = "append_kv",
-                           .grid = dim3(static_cast<unsigned>(CeilDivide(items, kThreads * kUnroll))),
-                           .block = dim3(kThreads),
-                           .stream = stream};
-    const llmd_code code = LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split,
-                                        static_cast<int>(first), static_cast<uint32_t>(items));
+    const int64_t tokens = std::min<int64_t>(most_tokens, args.num_tokens - first);
+    const int token_step = static_cast<int>(CeilDivide(tokens, kUnroll));
+    const Launch launch = {
+        .kernel = "append_kv",
+        .grid = dim3(static_cast<unsigned>(CeilDivide(token_step * items_a_token, kThreads))),
+        .block = dim3(kThreads),
+        .stream = stream};
+    const llmd_code code =
+        LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split, static_cast<int>(first),
+                     static_cast<int>(first + tokens), token_step);
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;
@@ -112,11 +130,13 @@ llmd_code RunTyped(const llmd_append_kv_args& args, llmd_stream stream) {
   if (!vectors) return Run<Src, Dst, 1, 1>(args, stream);
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
-  // Once every thread of the device has a piece, several a thread: more bytes in flight and fewer blocks.
+  // Once every thread of the device has a piece, several a thread: more bytes in flight and fewer blocks. As
+  // many as registers allow: conversions need more of them.
+  constexpr int kUnroll = sizeof(Src) == 4 ? 1 : std::is_same_v<Src, Dst> ? 4 : 2;
   const int64_t items =
       int64_t{args.num_tokens} * 2 * args.cache.num_kv_heads * (args.cache.head_dim / kVector);
-  return items >= int64_t{device->sms} * 2048 * 4 ? Run<Src, Dst, kVector, 4>(args, stream)
-                                                  : Run<Src, Dst, kVector, 1>(args, stream);
+  return items >= int64_t{device->sms} * 2048 * kUnroll ? Run<Src, Dst, kVector, kUnroll>(args, stream)
+                                                        : Run<Src, Dst, kVector, 1>(args, stream);
 }
 
 }  // namespace

@@ -31,42 +31,58 @@ struct Job {
   uint32_t num_units;
 };
 
+struct Way {
+  const char* from;
+  char* to;
+};
+
+// From and to where a unit of a piece goes.
 template <Move kMove>
+__device__ __forceinline__ Way Find(const Job& job, uint32_t piece, uint32_t unit) {
+  const int64_t global_piece = job.first_piece + piece;
+  int64_t block;
+  uint32_t base;
+  if (global_piece >> 31 == 0) {
+    block = job.num_bases.DivMod(static_cast<uint32_t>(global_piece), &base);
+  } else {
+    block = global_piece / job.num_bases.divisor();
+    base = static_cast<uint32_t>(global_piece % job.num_bases.divisor());
+  }
+  const int64_t inside = static_cast<int64_t>(unit) * sizeof(Unit);
+  char* pool = static_cast<char*>(job.bases[base]) + inside;
+  if constexpr (kMove == Move::kCopy) {
+    return {pool + job.blocks[2 * block] * job.page_stride,
+            pool + job.blocks[2 * block + 1] * job.page_stride};
+  } else {
+    char* page = pool + job.blocks[block] * job.page_stride;
+    char* staged = job.staging + global_piece * job.block_bytes + inside;
+    return kMove == Move::kGather ? Way{page, staged} : Way{staged, page};
+  }
+}
+
+// kWhole: pieces are a multiple of what a block of threads moves, so its index loads are one chain, and one
+// place serves all units of a thread.
+template <Move kMove, bool kWhole>
 __global__ void __launch_bounds__(kThreads) MoveKernel(const __grid_constant__ Job job) {
   const uint32_t first = blockIdx.x * (kThreads * kUnroll) + threadIdx.x;
-  const char* from[kUnroll];
-  char* to[kUnroll];
+  Way ways[kWhole ? 1 : kUnroll];
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) {
-    const uint32_t index = min(first + i * kThreads, job.num_units - 1);
-    uint32_t unit, base;
-    const uint32_t piece = job.units.DivMod(index, &unit);
-    const int64_t global_piece = job.first_piece + piece;
-    int64_t block;
-    if (global_piece >> 31 == 0) {
-      block = job.num_bases.DivMod(static_cast<uint32_t>(global_piece), &base);
-    } else {
-      block = global_piece / job.num_bases.divisor();
-      base = static_cast<uint32_t>(global_piece % job.num_bases.divisor());
-    }
-    const int64_t inside = static_cast<int64_t>(unit) * sizeof(Unit);
-    char* pool = static_cast<char*>(job.bases[base]) + inside;
-    if constexpr (kMove == Move::kCopy) {
-      from[i] = pool + job.blocks[2 * block] * job.page_stride;
-      to[i] = pool + job.blocks[2 * block + 1] * job.page_stride;
-    } else {
-      char* page = pool + job.blocks[block] * job.page_stride;
-      char* staged = job.staging + global_piece * job.block_bytes + inside;
-      from[i] = kMove == Move::kGather ? page : staged;
-      to[i] = kMove == Move::kGather ? staged : page;
-    }
+  for (int i = 0; i < (kWhole ? 1 : kUnroll); ++i) {
+    uint32_t unit;
+    const uint32_t piece = job.units.DivMod(min(first + i * kThreads, job.num_units - 1), &unit);
+    ways[i] = Find<kMove>(job, piece, unit);
   }
   Vec<Unit, 1> data[kUnroll];
 #pragma unroll
-  for (int i = 0; i < kUnroll; ++i) data[i] = LoadStream<Unit, 1>(reinterpret_cast<const Unit*>(from[i]));
+  for (int i = 0; i < kUnroll; ++i) {
+    data[i] = LoadStream<Unit, 1>(reinterpret_cast<const Unit*>(ways[kWhole ? 0 : i].from) +
+                                  (kWhole ? i * kThreads : 0));
+  }
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    if (first + i * kThreads < job.num_units) Store(reinterpret_cast<Unit*>(to[i]), data[i]);
+    if (kWhole || first + i * kThreads < job.num_units) {
+      Store(reinterpret_cast<Unit*>(ways[kWhole ? 0 : i].to) + (kWhole ? i * kThreads : 0), data[i]);
+    }
   }
 }
 
@@ -87,7 +103,9 @@ llmd_code Run(const char* name, Job job, int64_t num_pieces, llmd_stream stream)
                            .grid = dim3(static_cast<unsigned>(CeilDivide(job.num_units, kThreads * kUnroll))),
                            .block = dim3(kThreads),
                            .stream = stream};
-    const llmd_code code = LaunchKernel(launch, MoveKernel<kMove>, job);
+    const bool whole = units % (kThreads * kUnroll) == 0;
+    const llmd_code code = whole ? LaunchKernel(launch, MoveKernel<kMove, true>, job)
+                                 : LaunchKernel(launch, MoveKernel<kMove, false>, job);
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;

@@ -113,12 +113,17 @@ template <typename T, int N>
 __device__ __forceinline__ Vec<T, N> FromFloats(const float (&x)[N]) {
   Vec<T, N> v;
   if constexpr (sizeof(T) == 1) {  // two a conversion
+    static_assert(N % 2 != 0 || alignof(Vec<T, N>) >= 2);
 #pragma unroll
     for (int i = 0; i + 1 < N; i += 2) {
       const __nv_fp8x2_storage_t two =
           __nv_cvt_float2_to_fp8x2(make_float2(x[i], x[i + 1]), __NV_SATFINITE, __NV_E4M3);
-      v.at[i].bits = static_cast<uint8_t>(two & 0xff);
-      v.at[i + 1].bits = static_cast<uint8_t>(two >> 8);
+      if constexpr (N % 2 == 0) {
+        reinterpret_cast<__nv_fp8x2_storage_t*>(&v)[i / 2] = two;
+      } else {
+        v.at[i].bits = static_cast<uint8_t>(two & 0xff);
+        v.at[i + 1].bits = static_cast<uint8_t>(two >> 8);
+      }
     }
     if constexpr (N % 2 != 0) v.at[N - 1] = FromFloat<T>(x[N - 1]);
   } else {

@@ -60,6 +60,23 @@ const Device* CurrentDevice() {
   return &devices[index];
 }
 
+int CodeArchitecture(const void* kernel) {
+  const Device* device = CurrentDevice();
+  if (device == nullptr) return 0;
+  static std::mutex mutex;
+  static std::map<std::pair<int, const void*>, int> known;
+  std::lock_guard<std::mutex> lock(mutex);
+  int& architecture = known[{device->index, kernel}];
+  if (architecture != 0) return architecture;
+  cudaFuncAttributes attributes = {};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess) {
+    DeviceError(error, "cudaFuncGetAttributes");
+    return 0;
+  }
+  return architecture = attributes.ptxVersion;
+}
+
 llmd_code LaunchKernel(const Launch& launch, const void* kernel, void** args) {
   cudaLaunchConfig_t config = {};
   config.gridDim = launch.grid;
@@ -73,7 +90,7 @@ llmd_code LaunchKernel(const Launch& launch, const void* kernel, void** args) {
     attribute.id = cudaLaunchAttributeClusterDimension;
     attribute.val.clusterDim = {launch.cluster, 1, 1};
   }
-  if (launch.early_start) {
+  if (launch.early_start && CodeArchitecture(kernel) >= 90) {
     cudaLaunchAttribute& attribute = attributes[config.numAttrs++];
     attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attribute.val.programmaticStreamSerializationAllowed = 1;

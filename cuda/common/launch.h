@@ -29,6 +29,16 @@ const Device* CurrentDevice();
 // Leaves "what: the runtime's words" in last_error() and clears the runtime's own error.
 llmd_code DeviceError(cudaError_t error, const std::string& what);
 
+// The architecture of the PTX that a kernel's code on the current device was made from, 80 for compute_80, or
+// 0 with last_error(). It may be less than the device's capability: then the code has nothing that came
+// later. Remembered.
+int CodeArchitecture(const void* kernel);
+
+template <typename... Params>
+int CodeArchitecture(void (*kernel)(Params...)) {
+  return CodeArchitecture(reinterpret_cast<const void*>(kernel));
+}
+
 struct Launch {
   const char* kernel;  // its name in messages
   dim3 grid;
@@ -36,7 +46,7 @@ struct Launch {
   size_t shared_bytes = 0;
   llmd_stream stream = nullptr;
   unsigned cluster = 1;      // blocks a cluster along x
-  bool early_start = false;  // programmatic dependent launch
+  bool early_start = false;  // programmatic dependent launch, if the kernel's code can wait: sm_90
 };
 
 // Enqueues `kernel(args...)`. More than 48 KB of shared memory must have been allowed with AllowShared().

@@ -152,6 +152,17 @@ std::vector<Piece> PiecesOf(const HostPlan& plan, const Line& line) {
   return pieces;
 }
 
+// The groups of an item's parts have slots that no other item's groups have, and that are there.
+void CheckGroups(std::int64_t parts, std::int64_t place, std::int64_t slots, std::set<std::int64_t>& taken) {
+  const std::int64_t group = MergeGroup(static_cast<int>(parts)), groups = (parts + group - 1) / group;
+  if (groups == 1) return;
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const std::int64_t slot = GroupPlace(place) + i;
+    ASSERT_LT(slot, GroupSlots(slots, 1));
+    ASSERT_TRUE(taken.insert(slot).second) << slot;
+  }
+}
+
 void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
   const std::vector<Piece> pieces = PiecesOf(plan, line);
   // Every unit of every item once, in order.
@@ -184,13 +195,17 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
 
   // Partial results: one slot each, inside the workspace. Part 0 of an item is the last piece of its block,
   // any other the first of its own; with a fixed split each unit is a part.
-  std::set<std::int64_t> slots;
+  std::set<std::int64_t> slots, groups;
   if (batch.fixed_split > 0) {
     std::int64_t keys = 0;
     for (std::size_t b = 0; b < batch.lengths.size(); ++b) keys += batch.Decodes(b) ? batch.lengths[b] : 0;
     const auto limit =
         (keys / batch.fixed_split + static_cast<std::int64_t>(batch.lengths.size())) * batch.heads;
     ASSERT_LE(line.units, limit);  // slots are places on the line of units
+    for (const Item& item : line.items) {
+      CheckGroups(item.units, item.first_place, limit, groups);
+      if (testing::Test::HasFatalFailure()) return;
+    }
     return;
   }
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -206,6 +221,8 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
     ASSERT_GE(parts, 2);
     ASSERT_EQ(piece.begin == 0, piece.block == ends_of.first_block);
     ASSERT_EQ(ends, piece.block == ends_of.last_block);
+    if (ends) CheckGroups(parts, ends_of.first_block, 2 * batch.grid, groups);
+    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
@@ -308,11 +325,12 @@ TEST(Plan, RandomBatches) {
 
 // Lengths and sums past 32 bits.
 TEST(Plan, Limits) {
-  const std::int32_t most = std::numeric_limits<std::int32_t>::max() - kUnitKeys;
+  const std::int32_t most = MostKeys(1500, 32, kUnitKeys);
   CheckBatch({.lengths = {most}, .heads = 32});
   CheckBatch({.lengths = {most, 0, most - 1, 1, most}, .heads = 16, .grid = 1023});
   CheckBatch({.lengths = std::vector<std::int32_t>(1500, most), .heads = 8});
   CheckBatch({.lengths = {most, 5}, .heads = 8, .window = 128});
+  CheckBatch({.lengths = {MostKeys(1, 1024, kUnitKeys)}, .heads = 1024});
   CheckBatch({.lengths = {1}, .rows = {1 << 30}, .mode = LLMD_PREFILL, .group = 16});
 }
 
@@ -330,15 +348,57 @@ TEST(Plan, MergeGroupsCoverTheParts) {
   }
 }
 
-TEST(Plan, LastAtOrBefore) {
-  const std::vector<std::int64_t> places = {0, 3, 4, 10, 11};
-  for (int low = 0; low < 5; ++low) {
-    for (int high = low + 1; high <= 5; ++high) {
-      for (std::int64_t place = 0; place < 14; ++place) {
-        int expected = low;
-        for (int i = low; i < high; ++i) expected = places[i] <= place ? i : expected;
-        EXPECT_EQ(LastAtOrBefore(places.data(), low, high, place), expected);
+TEST(Plan, RequestsWithoutSlotsCountAsEmpty) {
+  const std::vector<std::int32_t> lengths = {128, 300, 64, 0, 64};  // 2, 5, 1, 0 and 1 units
+  Batch batch{.lengths = lengths, .heads = 2, .fixed_split = 64};
+  PlanInput input = batch.Input();
+  input.most_units = 2 * 7;
+  HostPlan plan = MakePlan(input);
+  EXPECT_EQ(plan.lengths, (std::vector<std::int32_t>{128, 300, 0, 0, 0}));
+  EXPECT_EQ(plan.empty, (std::vector<std::int32_t>{2, 3, 4}));
+  EXPECT_EQ(UnitCount::Units(plan.units[5]), 14);
+  input.most_units = 2 * 6;
+  plan = MakePlan(input);  // those after the one that is refused are as well
+  EXPECT_EQ(plan.lengths, (std::vector<std::int32_t>{128, 0, 0, 0, 0}));
+}
+
+TEST(Plan, MostKeysKeepSumsInTheirTypes) {
+  for (int batch : {1, 256, 1 << 14, 1 << 20}) {
+    for (int heads : {1, 8, 128, 1024}) {
+      for (int unit_keys : {64, 2048, 1 << 30}) {
+        const std::int64_t keys = MostKeys(batch, heads, unit_keys);
+        const std::int64_t units = (keys + unit_keys - 1) / unit_keys;
+        EXPECT_GE(keys, 1);
+        EXPECT_LE(keys, 1 << 30);
+        EXPECT_LT(units * heads * batch, std::int64_t{1} << UnitCount::kShift);
+        EXPECT_LE((units + kItemCost) * heads, std::numeric_limits<std::int32_t>::max());
       }
+    }
+  }
+  EXPECT_EQ(MostKeys(256, 8, kUnitKeys), 1 << 30);
+}
+
+TEST(Plan, SharesAreEvenAndFound) {
+  for (std::int64_t cost : {std::int64_t{1}, std::int64_t{7}, std::int64_t{132}, std::int64_t{1000}}) {
+    for (int count = 1; count <= std::min<std::int64_t>(cost, 140); ++count) {
+      const Shares shares(cost, count);
+      int last = 0;
+      for (std::int64_t point = 0; point < cost; ++point) {
+        while (last + 1 < count && shares.Begin(last + 1) <= point) ++last;
+        ASSERT_EQ(shares.At(point), last) << point << " of " << cost << " in " << count;
+      }
+    }
+  }
+  std::mt19937_64 random(5);
+  for (int round = 0; round < 200000; ++round) {  // at their edges, where the estimate is least sure
+    const std::int64_t cost = static_cast<std::int64_t>(random() >> (23 + random() % 40)) + 1023;
+    const int count = static_cast<int>(random() % 1023) + 1, share = static_cast<int>(random() % count);
+    const Shares shares(cost, count);
+    const std::int64_t begin = shares.Begin(share);
+    ASSERT_EQ(begin, static_cast<std::int64_t>(static_cast<__int128>(share) * cost / count));
+    ASSERT_EQ(shares.At(begin), share);
+    if (share > 0) {
+      ASSERT_EQ(shares.At(begin - 1), share - 1);
     }
   }
 }
@@ -368,7 +428,9 @@ TEST(Layout, PartsAreAlignedAndApart) {
           for (int grid : {1, 132, 1023}) {
             const llmd_attention_shape shape = Shape(mode, batch, 8, group, 128, 0, split);
             const WorkspaceLayout layout = LayoutOf(shape, grid);
-            const auto slots = static_cast<std::size_t>(layout.slots);
+            const int teams = layout.heads / layout.item_heads;
+            const auto slots = static_cast<std::size_t>(
+                mode == LLMD_PREFILL ? 0 : layout.slots + GroupSlots(layout.slots, teams));
             const auto b = static_cast<std::size_t>(batch);
             const struct {
               std::size_t begin, bytes;
@@ -377,9 +439,8 @@ TEST(Layout, PartsAreAlignedAndApart) {
                          {layout.units, (b + 1) * 8},
                          {layout.lengths, b * 4},
                          {layout.empty, b * 4},
-                         {layout.counters, 2 * slots * 4},
-                         {layout.lse, slots * 16 * 4},
-                         {layout.partials, slots * 16 * 128 * 4},
+                         {layout.part_lse, slots * 16 * 4},
+                         {layout.part_o, slots * 16 * 128 * 4},
                          {layout.prefill, mode == LLMD_DECODE ? 0 : (b + 1) * 4},
                          {layout.bytes, 0}};
             for (std::size_t i = 0; i + 1 < std::size(parts); ++i) {
@@ -393,7 +454,7 @@ TEST(Layout, PartsAreAlignedAndApart) {
             if (mode == LLMD_PREFILL)
               EXPECT_EQ(layout.slots, 0);
             else if (split == 0)
-              EXPECT_EQ(layout.slots, 2 * grid * (layout.heads / layout.item_heads));
+              EXPECT_EQ(layout.slots, 2 * grid * teams);
             else
               EXPECT_EQ(layout.slots, (shape.max_kv_tokens / split + batch) * layout.heads);
           }
@@ -431,7 +492,7 @@ TEST(Layout, TeamsShareOutTheHeads) {
           llmd_attention_shape shape = Shape(LLMD_DECODE, 4, kv_heads, 4, dim, window, 0);
           shape.kv_dtype = dtype;
           const int teams = TeamsOf(shape, kv_heads);
-          EXPECT_TRUE(teams == 1 || teams == 2 || teams == 8);
+          EXPECT_TRUE(teams == 1 || teams == 2 || teams == kDecodeWarps);
           EXPECT_EQ(kv_heads % teams, 0);
           EXPECT_EQ(LayoutOf(shape, 132).item_heads * teams, kv_heads);
         }

@@ -3,6 +3,7 @@
 #include <cuda_runtime_api.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <random>
 
 #include "tests/cuda/attention_case.h"
@@ -38,6 +39,69 @@ TEST_F(AttentionTest, SmallPrefillWithoutKeys) {
 
 TEST_F(AttentionTest, SmallMixed) {
   Check({.mode = LLMD_MIXED, .lengths = {90, 40, 17}, .queries = {1, 30, 1}});
+}
+
+TEST_F(AttentionTest, SmallPrefillFp8) {
+  for (llmd_dtype q : {LLMD_BF16, LLMD_F16}) {
+    Check({.mode = LLMD_PREFILL,
+           .group = 2,
+           .kv_dtype = LLMD_E4M3,
+           .q_dtype = q,
+           .lengths = {90, 40},
+           .queries = {70, 3},
+           .scale_per_head = true});
+  }
+}
+
+TEST_F(AttentionTest, SmallMixedFp8) {
+  Check({.mode = LLMD_MIXED, .kv_dtype = LLMD_E4M3, .lengths = {90, 40, 17}, .queries = {1, 30, 1}});
+}
+
+// Masked keys stay masked whatever the scale is.
+TEST_F(AttentionTest, ScaleOfAnySign) {
+  for (llmd_attention_mode mode : {LLMD_PREFILL, LLMD_DECODE}) {
+    for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+      for (float scale : {-0.1f, 0.0f}) {
+        CaseOptions options{.mode = mode, .group = 10, .kv_dtype = dtype, .lengths = {90, 201}, .window = 50};
+        if (mode == LLMD_PREFILL) options.queries = {70, 33};
+        AttentionCase problem(options);
+        problem.device().args.scale = problem.host().args.scale = scale;
+        ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+        EXPECT_EQ(problem.Compare(), "");
+      }
+    }
+  }
+}
+
+// Few rows over many keys: items are cut, and their parts merged.
+TEST_F(AttentionTest, PrefillOverLongPrefix) {
+  for (llmd_dtype dtype : {LLMD_BF16, LLMD_E4M3}) {
+    for (int d : {64, 128}) {
+      const bool sinks = d == 64;
+      Check({.mode = LLMD_PREFILL,
+             .kv_heads = 1,
+             .head_dim = d,
+             .kv_dtype = dtype,
+             .lengths = {1500},
+             .queries = {20},
+             .sinks = sinks});
+      Check({.mode = LLMD_MIXED,
+             .group = 3,
+             .head_dim = d,
+             .kv_dtype = dtype,
+             .lengths = {100, 700, 0, 40, 900, 300},
+             .queries = {1, 45, 1, 40, 3, 1},
+             .sinks = sinks,
+             .lse = sinks});
+    }
+  }
+  const CaseOptions window{
+      .mode = LLMD_PREFILL, .group = 2, .lengths = {1000, 1500}, .queries = {100, 9}, .window = 700};
+  Check(window);
+  CaseOptions fixed = window;
+  fixed.window = 0;
+  fixed.fixed_split = 256;
+  Check(fixed);
 }
 
 TEST_F(AttentionTest, EveryGroupSize) {
@@ -169,8 +233,8 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
                         .head_dim = pick(64, 128),
                         .page_size = pick(16, 32, 64, 1, 7),
                         .layout = static_cast<Layout>(random() % 5),
-                        .kv_dtype = pick(LLMD_BF16, LLMD_F16)};
-    options.q_dtype = options.kv_dtype;
+                        .kv_dtype = pick(LLMD_BF16, LLMD_F16, LLMD_E4M3)};
+    options.q_dtype = options.kv_dtype == LLMD_E4M3 ? pick(LLMD_BF16, LLMD_F16) : options.kv_dtype;
     options.o_dtype = pick(LLMD_BF16, LLMD_F16, LLMD_F32);
     options.lengths.clear();
     for (int n = static_cast<int>(random() % 6) + 1; n > 0; --n) {
@@ -185,6 +249,7 @@ TEST_F(AttentionTest, RandomPrefillAndMixed) {
     options.lse = random() % 3 != 0;
     options.csr = random() % 2 == 0;
     options.validate = random() % 3 == 0;
+    options.scale_per_head = random() % 2 == 0;
     options.peak = pick(0.1, 1.0, 10.0);
     options.padding_rows = static_cast<int>(random() % 3);
     options.zero_padding = random() % 2 == 0;
@@ -235,11 +300,36 @@ TEST_F(AttentionTest, ValidatedModeReportsBadLengths) {
   }
 }
 
+TEST_F(AttentionTest, RowsThatAreNotAlignedAreRefused) {
+  for (const CaseOptions& options : {CaseOptions{.o_dtype = LLMD_BF16}, CaseOptions{.o_dtype = LLMD_F32},
+                                     CaseOptions{.kv_dtype = LLMD_E4M3}, CaseOptions{.mode = LLMD_PREFILL},
+                                     CaseOptions{.mode = LLMD_PREFILL, .kv_dtype = LLMD_E4M3}}) {
+    AttentionCase problem(options);
+    ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+    llmd_attention_args& args = problem.device().args;
+    const llmd_attention_args good = args;
+    const auto run = [&] { return llmd_attention_cuda()->attention(&args, problem.stream()); };
+    args.o = static_cast<char*>(args.o) + (options.o_dtype == LLMD_F32 ? 4 : 2);
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    ++args.o_strides.head;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    const int q_bytes = options.mode == LLMD_PREFILL ? 16 : options.kv_dtype == LLMD_E4M3 ? 8 : 4;
+    args.q = static_cast<const char*>(args.q) + q_bytes / 2;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+    args = good;
+    args.q_strides.head += q_bytes / 4;
+    EXPECT_EQ(run(), LLMD_UNSUPPORTED);
+  }
+}
+
 TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
   for (const CaseOptions& options :
        {CaseOptions{.kv_heads = 1, .lengths = {9000, 33, 400}},
         CaseOptions{.kv_dtype = LLMD_E4M3, .lengths = {9000, 33, 400}},
-        CaseOptions{.mode = LLMD_PREFILL, .lengths = {600, 33}, .queries = {300, 33}}}) {
+        CaseOptions{.mode = LLMD_PREFILL, .lengths = {600, 33}, .queries = {300, 33}},
+        CaseOptions{.mode = LLMD_PREFILL, .kv_heads = 1, .lengths = {1500, 300}, .queries = {30, 7}}}) {
     AttentionCase problem(options);
     ASSERT_EQ(problem.RunDevice(), LLMD_OK);
     const std::vector<unsigned char> first = problem.DeviceOutput();
@@ -250,9 +340,39 @@ TEST_F(AttentionTest, TwentyRunsAreBitEqual) {
   }
 }
 
+// Launches that may overlap share a workspace, and its slots are empty again each time.
+TEST_F(AttentionTest, EarlyStartsOneAfterAnother) {
+  for (const CaseOptions& options :
+       {CaseOptions{.kv_heads = 1, .lengths = {3000, 33, 400, 0}},
+        CaseOptions{.head_dim = 64, .kv_dtype = LLMD_E4M3, .lengths = {900, 33, 400}, .fixed_split = 64},
+        CaseOptions{.mode = LLMD_MIXED, .lengths = {600, 33, 17}, .queries = {1, 33, 1}}}) {
+    AttentionCase problem(options);
+    ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+    const std::vector<unsigned char> first = problem.DeviceOutput();
+    problem.PoisonOutputs();
+    problem.device().args.flags |= LLMD_EARLY_START;
+    for (int run = 0; run < 4; ++run) {
+      ASSERT_EQ(llmd_attention_cuda()->attention(&problem.device().args, problem.stream()), LLMD_OK);
+    }
+    ASSERT_EQ(cudaStreamSynchronize(problem.stream()), cudaSuccess);
+    EXPECT_EQ(problem.DeviceOutput(), first);
+  }
+}
+
+// A part whose words are all ones, as a NaN may be, is not taken for one that has not come.
+TEST_F(AttentionTest, PartsThatAreNoNumbersAreMerged) {
+  AttentionCase problem({.kv_heads = 1, .kv_dtype = LLMD_E4M3, .o_dtype = LLMD_F32, .lengths = {2000}});
+  Buffer scale(sizeof(float));
+  *scale.host<std::uint32_t>() = ~0u;
+  scale.Upload();
+  problem.device().args.cache.v_scale = scale.as<float>(Side::kDevice);
+  ASSERT_EQ(problem.RunDevice(), LLMD_OK);
+  const std::vector<unsigned char> o = problem.DeviceOutput();
+  EXPECT_TRUE(std::isnan(*reinterpret_cast<const float*>(o.data())));
+}
+
 // A captured graph stays right when lengths change, and its counters come back to zero every time.
-TEST_F(AttentionTest, GraphReplays) {
-  CaseOptions options{.kv_heads = 1, .lengths = {3000, 500, 70, 1200}};
+void ReplayGraph(const CaseOptions& options, int rounds) {
   AttentionCase problem(options);
   const llmd_attention_backend* cuda = llmd_attention_cuda();
   cudaGraph_t graph;
@@ -263,10 +383,13 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamEndCapture(problem.stream(), &graph), cudaSuccess);
   ASSERT_EQ(cudaGraphInstantiate(&executable, graph, 0), cudaSuccess);
   std::mt19937 random(5);
-  for (int round = 0; round < Repetitions(1000); ++round) {
+  for (int round = 0; round < Repetitions(rounds); ++round) {
     if (round % 50 == 0) {
       std::vector<int> lengths = options.lengths;
-      for (int& length : lengths) length = static_cast<int>(random() % (length + 1));
+      for (std::size_t b = 0; b < lengths.size(); ++b) {
+        const int least = options.queries.empty() ? 0 : options.queries[b];
+        lengths[b] = least + static_cast<int>(random() % (lengths[b] - least + 1));
+      }
       problem.ChangeLengths(lengths);
       problem.PoisonOutputs();
     }
@@ -279,6 +402,13 @@ TEST_F(AttentionTest, GraphReplays) {
   ASSERT_EQ(cudaStreamSynchronize(problem.stream()), cudaSuccess);
   cudaGraphExecDestroy(executable);
   cudaGraphDestroy(graph);
+}
+
+TEST_F(AttentionTest, GraphReplays) { ReplayGraph({.kv_heads = 1, .lengths = {3000, 500, 70, 1200}}, 1000); }
+
+TEST_F(AttentionTest, PrefillGraphReplays) {
+  ReplayGraph({.mode = LLMD_MIXED, .kv_heads = 1, .lengths = {900, 500, 40, 500}, .queries = {10, 1, 30, 20}},
+              100);
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 
 #include "src/attention/check.h"
 #include "src/attention/numeric.h"
@@ -151,6 +152,10 @@ TEST_F(SampleTest, LargeVocabularies) {
       }
     }
   }
+  // A row that does not fit into the shared memory of its blocks, as long ones do not where there are no
+  // clusters.
+  Run({.batch = 2, .vocab = 500001, .deviation = 2, .top_k = 40, .top_p = 0.95f, .shift = 3});
+  Run({.batch = 2, .vocab = 500001, .temperature = 0.8f, .min_p = 0.01f});
   ExpectFewDifferences();
 }
 
@@ -237,6 +242,41 @@ TEST_F(SampleTest, SameTokenAtAnyPlace) {
     EXPECT_GE(got[0], 0);
     EXPECT_EQ(std::count(got, got + batch, got[0]), batch);
   }
+}
+
+// One row has several blocks on most devices, many rows have one each.
+TEST_F(SampleTest, LargeSameTokenFromOneBlockOrMore) {
+  const int batch = 300, vocab = 19001;
+  Buffer logits(batch * vocab * 4), requests(batch * 8), top_k(batch * 4), top_p(batch * 4),
+      tokens(batch * 4);
+  FillNormal(logits, LLMD_F32, random_, 1, 0, vocab);
+  std::fill_n(top_k.host<int32_t>(), batch, 3000);
+  std::fill_n(top_p.host<float>(), batch, 0.9f);
+  std::iota(requests.host<uint64_t>(), requests.host<uint64_t>() + batch, 0);
+  for (int b = 1; b < batch; ++b) std::copy_n(logits.host<float>(), vocab, logits.host<float>() + b * vocab);
+  for (Buffer* buffer : {&logits, &requests, &top_k, &top_p}) buffer->Upload();
+  const auto draw = [&](int first, int rows) {
+    RunDevice(&llmd_attention_backend::sample, [&](Side side) {
+      llmd_sample_args args = {};
+      args.logits = logits.at(side);
+      args.dtype = LLMD_F32;
+      args.row_stride = vocab;
+      args.batch = rows;
+      args.vocab = vocab;
+      args.top_k = top_k.as<int32_t>(side);
+      args.top_p = top_p.as<float>(side);
+      args.seed = 3;
+      args.request_ids = requests.as<uint64_t>(side) + first;
+      args.tokens = tokens.as<int32_t>(side);
+      return args;
+    });
+    const std::vector<unsigned char> out = tokens.Download();
+    const auto* got = reinterpret_cast<const int32_t*>(out.data());
+    return std::vector<int32_t>(got, got + rows);
+  };
+  const std::vector<int32_t> all = draw(0, batch);
+  for (int b : {0, 1, 7, 100, 299}) EXPECT_EQ(draw(b, 1)[0], all[b]);
+  EXPECT_EQ(draw(3, 2), std::vector<int32_t>(all.begin() + 3, all.begin() + 5));
 }
 
 TEST_F(SampleTest, GraphFollowsSteps) {

@@ -62,14 +62,15 @@ enum {
   /* The decode kernel may start while the kernel before it on the stream ends (programmatic dependent launch,
      from sm_90 on): it then reads the plan, the page lists and all keys and values but each request's newest
      before it waits for that kernel. So that kernel must write none of these; q and the newest token's key
-     and value it may. */
+     and value it may. If that kernel was started early itself, it must let this one start only when it has
+     waited for what is before it, as these kernels do. */
   LLMD_EARLY_START = 4
 };
 
 typedef struct llmd_attention_args {
   llmd_attention_shape shape; /* as planned */
   int32_t batch;
-  int32_t num_tokens; /* rows of q; in LLMD_DECODE the same as batch */
+  int32_t num_tokens; /* rows of q: batch in LLMD_DECODE, else at least q_start[batch] (not checked) */
   const void* q;      /* [T, Hq, D] */
   llmd_token_strides q_strides;
   llmd_dtype q_dtype; /* BF16 or F16: that of the cache, either for an E4M3 cache */

@@ -7,9 +7,16 @@
 namespace llmd::emulator {
 namespace {
 
-using cuda::AddReleaseAcquire;
 using cuda::LaunchKernel;
 using cuda::SyncThreads;
+
+// Counts an arrival: what came before it is seen after the count, as in kernels where blocks meet.
+__device__ unsigned AddReleaseAcquire(unsigned* counter, unsigned value) {
+  __threadfence();
+  const unsigned before = atomicAdd(counter, value);
+  __threadfence();
+  return before;
+}
 
 __global__ void ReverseInBlockKernel(Code code, const int* in, int* out) {
   __shared__ int elements[kBlockThreads];

@@ -26,6 +26,7 @@ struct Grid {
   Call call;
   dim3 blocks, threads;
   std::size_t shared_bytes = 0;
+  unsigned cluster = 1;  // blocks, along x
   bool early_start = false;
 
   std::uint64_t NumBlocks() const { return std::uint64_t{blocks.x} * blocks.y * blocks.z; }
@@ -48,7 +49,8 @@ struct Thread {
   enum class At { kCollective, kBarrier, kGrid } waits_at = At::kGrid;
   unsigned mask_or_barrier = 0;
   Site site;
-  unsigned answer = 0;  // of a barrier
+  unsigned answer = 0;              // of a barrier
+  std::uint64_t cluster_phase = 0;  // of the cluster's barrier, when it came there
   std::vector<PendingCopy> copies;
   int copy_group = 0;  // the one that takes new copies
 
@@ -80,6 +82,14 @@ struct NamedBarrier {
   std::array<Site, 32> sites{};
 };
 
+// Blocks that run at the same time and see each other's shared memory.
+struct Cluster {
+  std::vector<Block*> blocks;  // null: it has ended
+  std::uint64_t phase = 0;     // how often all have met
+  unsigned arrived = 0;        // threads
+  std::vector<Thread*> waiting;
+};
+
 struct Block {
   const Grid* grid = nullptr;
   int grid_number = 0;  // in the chain that runs
@@ -94,6 +104,7 @@ struct Block {
   std::array<Warp, 32> warps;
   std::array<NamedBarrier, 16> barriers;
   SharedMemory shared;
+  std::shared_ptr<Cluster> cluster;
 
   void SetReady(unsigned warp, unsigned lanes) {
     warps[warp].ready |= lanes;
@@ -108,6 +119,7 @@ struct Block {
 // Collectives and barriers that the end of a thread may complete.
 void LeaveWarp(Thread& thread);
 void LeaveBarriers(Thread& thread);
+void LeaveCluster(Thread& thread);
 
 }  // namespace llmd::emulator
 

@@ -49,6 +49,12 @@ char* DynamicShared();
 std::uint32_t SharedAddress(const void* pointer);
 void* SharedPointer(std::uint32_t address, std::size_t bytes, Site site);  // checks range and alignment
 
+// Clusters: a barrier of all threads in two halves, and the place in block `rank` that corresponds to one in
+// this block's dynamic shared memory.
+void ClusterArrive(Site site);
+void ClusterWait(Site site);
+void* OfBlock(void* shared, unsigned rank, Site site);
+
 // Programmatic dependent launch.
 void WaitForGridBefore(Site site);
 void AllowGridAfter();

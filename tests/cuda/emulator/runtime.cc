@@ -326,6 +326,14 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   Kernels()[kernel].allowed_shared = static_cast<std::size_t>(value);
   return Return(cudaSuccess);
 }
+// Of any kernel: it becomes known when it is launched.
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  LLMD_EMULATOR_LOCK;
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = 90;
+  attributes->maxDynamicSharedSizeBytes = static_cast<int>(Kernels()[kernel].allowed_shared);
+  return Return(cudaSuccess);
+}
 cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* kernel, void** arguments) {
   LLMD_EMULATOR_LOCK;
   const Kernel& known = Kernels()[kernel];
@@ -338,9 +346,17 @@ cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t* config, const void* ke
   grid.shared_bytes = config->dynamicSmemBytes;
   for (unsigned i = 0; i < config->numAttrs; ++i) {
     const cudaLaunchAttribute& attribute = config->attrs[i];
-    if (attribute.id != cudaLaunchAttributeProgrammaticStreamSerialization)
+    if (attribute.id == cudaLaunchAttributeProgrammaticStreamSerialization) {
+      grid.early_start = attribute.val.programmaticStreamSerializationAllowed != 0;
+    } else if (attribute.id == cudaLaunchAttributeClusterDimension) {
+      const auto& cluster = attribute.val.clusterDim;
+      if (cluster.x > 8 || cluster.y != 1 || cluster.z != 1 || grid.blocks.x % cluster.x != 0) {
+        return Return(cudaErrorInvalidClusterSize);
+      }
+      grid.cluster = cluster.x;
+    } else {
       return Return(cudaErrorNotSupported);
-    grid.early_start = attribute.val.programmaticStreamSerializationAllowed != 0;
+    }
   }
   constexpr unsigned kMostThreads = 1024, kMostYz = 65535;
   if (grid.NumBlocks() == 0 || grid.NumThreads() == 0 || grid.NumThreads() > kMostThreads ||

@@ -59,7 +59,7 @@ class Scheduler {
       Progress& progress = progress_[g];
       progress.unfinished = progress.not_allowed = chain[g].NumBlocks();
       if (progress.unfinished <= kShuffled) {
-        progress.order.resize(progress.unfinished);
+        progress.order.resize(progress.unfinished / chain[g].cluster);
         std::iota(progress.order.begin(), progress.order.end(), 0u);
         for (std::uint32_t i = 1; i < progress.order.size(); ++i) {
           std::swap(progress.order[i], progress.order[random_.Below(i + 1)]);
@@ -133,6 +133,7 @@ class Scheduler {
     block.warps[thread.warp()].live &= ~(1u << thread.lane());
     LeaveWarp(thread);
     LeaveBarriers(thread);
+    LeaveCluster(thread);
     Thread* next = NextIn(block);
     SetCurrent(next);
     Fiber::Switch(thread.fiber, next == nullptr ? own_ : next->fiber, true);
@@ -175,32 +176,49 @@ class Scheduler {
     return report;
   }
 
-  // One more block, of the first grid that has one left and may start.
+  // One more block, or cluster of blocks, of the first grid that has one left and may start.
   bool StartBlock() {
     for (std::size_t g = 0; g < chain_->size(); ++g) {
       if (g > 0 && progress_[g - 1].not_allowed > 0) return false;
       Progress& progress = progress_[g];
       const Grid& grid = (*chain_)[g];
       if (progress.next == grid.NumBlocks()) continue;
-      const std::size_t shared = grid.shared_bytes + Multiprocessor::kReservedBytes;
-      const unsigned threads = (grid.NumThreads() + 31) / 32 * 32;
-      for (int m = 0; m < kMultiprocessors; ++m) {
-        Load& load = multiprocessors_[m];
-        if (load.threads + threads > Multiprocessor::kThreads || load.blocks == Multiprocessor::kBlocks ||
-            load.shared_bytes + shared > Multiprocessor::kSharedBytes) {
-          continue;
-        }
-        load.threads += threads;
-        load.blocks += 1;
-        load.shared_bytes += shared;
-        const std::uint64_t number = progress.order.empty() ? progress.next : progress.order[progress.next];
+      std::vector<int> places(grid.cluster);
+      if (!FindPlaces(grid, places)) return false;
+      auto cluster = std::make_shared<Cluster>();
+      const std::uint64_t start = progress.next / grid.cluster;
+      const std::uint64_t number = progress.order.empty() ? start : progress.order[start];
+      for (unsigned rank = 0; rank < grid.cluster; ++rank) {
+        resident_.push_back(NewBlock(grid, static_cast<int>(g), places[rank], number * grid.cluster + rank));
+        resident_.back()->cluster = cluster;
+        cluster->blocks.push_back(resident_.back().get());
         ++progress.next;
-        resident_.push_back(NewBlock(grid, static_cast<int>(g), m, number));
-        return true;
       }
-      return false;
+      return true;
     }
     return false;
+  }
+
+  // Room on multiprocessors for the blocks of a cluster, which it then takes.
+  bool FindPlaces(const Grid& grid, std::vector<int>& places) {
+    const std::size_t shared = grid.shared_bytes + Multiprocessor::kReservedBytes;
+    const unsigned threads = (grid.NumThreads() + 31) / 32 * 32;
+    auto loads = multiprocessors_;
+    for (int& place : places) {
+      int m = 0;
+      while (m < kMultiprocessors && (loads[m].threads + threads > Multiprocessor::kThreads ||
+                                      loads[m].blocks == Multiprocessor::kBlocks ||
+                                      loads[m].shared_bytes + shared > Multiprocessor::kSharedBytes)) {
+        ++m;
+      }
+      if (m == kMultiprocessors) return false;
+      loads[m].threads += threads;
+      loads[m].blocks += 1;
+      loads[m].shared_bytes += shared;
+      place = m;
+    }
+    multiprocessors_ = loads;
+    return true;
   }
 
   std::unique_ptr<Block> NewBlock(const Grid& grid, int grid_number, int multiprocessor,
@@ -248,6 +266,7 @@ class Scheduler {
       thread.waits_for = nullptr;
       thread.copies.clear();
       thread.copy_group = 0;
+      thread.cluster_phase = 0;
       thread.fiber.Start(RunThread);
     }
   }
@@ -286,6 +305,9 @@ class Scheduler {
     std::unique_ptr<Block> block = std::move(resident_[slot]);
     resident_.erase(resident_.begin() + static_cast<std::ptrdiff_t>(slot));
     active_ = nullptr;
+    std::replace(block->cluster->blocks.begin(), block->cluster->blocks.end(), block.get(),
+                 static_cast<Block*>(nullptr));
+    block->cluster.reset();
     Load& load = multiprocessors_[block->multiprocessor];
     load.threads -= (block->grid->NumThreads() + 31) / 32 * 32;
     load.blocks -= 1;

@@ -15,7 +15,6 @@ namespace llmd::cuda {
 inline std::uint32_t SharedAddress(const void* pointer) { return emulator::SharedAddress(pointer); }
 
 inline std::uint64_t EvictFirstPolicy() { return 1; }
-inline std::uint64_t EvictLastPolicy() { return 2; }
 
 inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, live, site);
@@ -23,6 +22,10 @@ inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, std
 inline void CopyAsync16(std::uint32_t shared, const void* global, std::uint64_t, LLMD_SITE) {
   emulator::CopyAsync(shared, global, true, site);
 }
+inline void CopyAsync16(std::uint32_t shared, const void* global, bool live, LLMD_SITE) {
+  emulator::CopyAsync(shared, global, live, site);
+}
+inline void PrefetchL2(const void*) {}
 inline void CopyAsyncCommit() { emulator::CopyAsyncCommit(); }
 template <int kPending>
 void CopyAsyncWait() {
@@ -51,6 +54,14 @@ inline void LoadShared16(std::uint32_t (&r)[4], std::uint32_t shared, LLMD_SITE)
 inline void LoadShared8(std::uint32_t (&r)[2], std::uint32_t shared, LLMD_SITE) {
   std::memcpy(r, emulator::SharedPointer(shared, sizeof(r), site), sizeof(r));
 }
+inline void StoreShared16(std::uint32_t shared, const std::uint32_t (&r)[4], LLMD_SITE) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(r), site), r, sizeof(r));
+}
+inline void StoreShared8(std::uint32_t shared, std::uint64_t value, LLMD_SITE) {
+  std::memcpy(emulator::SharedPointer(shared, sizeof(value), site), &value, sizeof(value));
+}
+
+inline std::uint32_t Opaque(std::uint32_t value) { return value; }
 
 // .ftz: what is too small for a normal number is zero.
 inline float FlushToZero(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
@@ -74,8 +85,29 @@ inline std::uint32_t HalfPairOfE4m3(std::uint32_t pair) { return emulator::Halve
 inline void WaitForKernelBefore(LLMD_SITE) { emulator::WaitForGridBefore(site); }
 inline void AllowKernelAfter() { emulator::AllowGridAfter(); }
 
-inline unsigned AddReleaseAcquire(unsigned* counter, unsigned value, LLMD_SITE) {
-  return atomicAdd(counter, value, site);
+inline void PublishWord(std::uint32_t* to, std::uint32_t word, LLMD_SITE) {
+  emulator::VisibleToOthers(to, emulator::Visible::kAccess, site);
+  *to = word;
+}
+inline void PublishWords(std::uint32_t* to, uint2 words, LLMD_SITE) {
+  PublishWord(to, words.x, site);
+  PublishWord(to + 1, words.y, site);
+}
+inline void PublishWords(std::uint32_t* to, uint4 words, LLMD_SITE) {
+  PublishWords(to, uint2{words.x, words.y}, site);
+  PublishWords(to + 2, uint2{words.z, words.w}, site);
+}
+// The thread polls if nobody has written the word.
+inline void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live, LLMD_SITE) {
+  if (!live) return;
+  word = *from;
+  if (word == 0) emulator::VisibleToOthers(from, emulator::Visible::kPoll, site);
+}
+inline void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live, LLMD_SITE) {
+  ReadPublishedWord(words.x, from, live, site);
+  ReadPublishedWord(words.y, from + 1, live, site);
+  ReadPublishedWord(words.z, from + 2, live, site);
+  ReadPublishedWord(words.w, from + 3, live, site);
 }
 
 inline void SyncThreads(int barrier, int threads, LLMD_SITE) {

@@ -8,6 +8,7 @@ namespace llmd::host {
 ApproxHolders::ApproxHolders(index::ApproxIndex& index, std::shared_ptr<std::mutex> writer, PoolStore& pool)
     : index_(index), writer_(std::move(writer)), pool_(pool) {
   pool_.AddListener([this](const PoolChange& change, sched::EndpointPool& pool) {
+    const std::lock_guard lock(mutex_);
     for (const sched::Endpoint& endpoint : change.removed) Drop(endpoint.handle, pool);
     for (const sched::Endpoint& endpoint : change.added) Add(endpoint, pool);
   });
@@ -39,21 +40,21 @@ void ApproxHolders::Drop(sched::EndpointHandle endpoint, sched::EndpointPool& po
 }
 
 void ApproxHolders::SetOptions(const std::optional<sched::ApproxPrefixOptions>& options) {
-  pool_.Update([&](sched::EndpointPool&) { options_ = options; });
+  const std::lock_guard lock(mutex_);
+  options_ = options;
 }
 
 void ApproxHolders::FollowReportedSizes() {
   const PoolStore::Snapshot now = pool_.snapshot();
-  pool_.Update([&](sched::EndpointPool&) {
-    for (const sched::Endpoint& endpoint : now->endpoints()) {
-      const auto at = std::find_if(holders_.begin(), holders_.end(),
-                                   [&](const Holder& h) { return h.endpoint == endpoint.handle; });
-      if (at == holders_.end() || at->capacity == Capacity(endpoint)) continue;
-      at->capacity = Capacity(endpoint);
-      const std::lock_guard lock(*writer_);
-      index_.Resize(at->id, at->capacity);
-    }
-  });
+  const std::lock_guard lock(mutex_);
+  for (const sched::Endpoint& endpoint : now->endpoints()) {
+    const auto at = std::find_if(holders_.begin(), holders_.end(),
+                                 [&](const Holder& h) { return h.endpoint == endpoint.handle; });
+    if (at == holders_.end() || at->capacity == Capacity(endpoint)) continue;
+    at->capacity = Capacity(endpoint);
+    const std::lock_guard writing(*writer_);
+    index_.Resize(at->id, at->capacity);
+  }
 }
 
 }  // namespace llmd::host

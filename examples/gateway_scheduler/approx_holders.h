@@ -6,6 +6,7 @@
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "examples/gateway_scheduler/pool_store.h"
 #include "llmd/index/approx_index.h"
@@ -37,7 +38,8 @@ class ApproxHolders {
   index::ApproxIndex& index_;
   const std::shared_ptr<std::mutex> writer_;
   PoolStore& pool_;
-  std::optional<sched::ApproxPrefixOptions> options_;  // by the pool's writer, as holders_
+  std::mutex mutex_;  // guards options_ and holders_; taken after the pool's turn, before the writer
+  std::optional<sched::ApproxPrefixOptions> options_;
   std::vector<Holder> holders_;
 };
 

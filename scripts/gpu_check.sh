@@ -8,7 +8,8 @@
 #     --build DIR      build folder (default build/gpu)
 #     --peers FILE     archive of bench/attention/pack_peers.sh; without it, peers are what python3 can import
 #     --grid quick|full  of the benchmarks (default quick)
-#     --only LIST      of build,tests,bench,peers,sanitize (default all), in this order
+#     --only LIST      of build,tests,bench,peers,sanitize (default all), in this order; build alone needs no GPU, and its
+#                      folder bin is what --prebuilt takes elsewhere
 #     --parts LIST     of the peers: decode,sweep,mixes,prefill (default all)
 #     --seconds N      for everything (default 530)
 #     --peer-seconds N for the peers (default 270), less if the sanitizers after them would not fit
@@ -46,6 +47,8 @@ done
 cd "$root" || exit
 mkdir -p "$out"
 work=${work:-$(mktemp -d /tmp/gpu_check.XXXXXX)}
+build_limit=240
+[ "$only" != build ] || build_limit=3000 seconds=3060
 stages=() states=() took=() remarks=() failed=0
 left() { echo $((seconds - SECONDS)); }
 wanted() { [[ ",$only," == *",$1,"* ]]; }
@@ -72,12 +75,12 @@ stage() {  # NAME LIMIT COMMAND...
   return $code
 }
 
-if ! command -v nvidia-smi >/dev/null || ! nvidia-smi -L >/dev/null 2>&1; then
+if [ "$only" != build ] && ! nvidia-smi -L >/dev/null 2>&1; then
   echo "gpu_check: no NVIDIA GPU here" >&2
   exit 3
 fi
 {
-  query() { nvidia-smi --query-gpu="$1" --format=csv,noheader | head -n 1; }
+  query() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
   echo "gpu: $(query name)"
   echo "driver: $(query driver_version)"
   echo "clocks_idle: SM $(query clocks.sm), memory $(query clocks.mem)"
@@ -85,6 +88,7 @@ fi
   echo "nvcc: $(nvcc --version 2>/dev/null | sed -n 's/.*release \([^,]*\),.*/\1/p')"
   echo "revision: $(cat "$prebuilt/revision" 2>/dev/null || git describe --always --dirty 2>/dev/null || echo unknown)"
 } >"$out/environment.txt"
+revision=$(sed -n 's/^revision: //p' "$out/environment.txt")
 cat "$out/environment.txt"
 
 # The peers' packages are unpacked while other things run.
@@ -105,10 +109,11 @@ if [ -z "$prebuilt" ]; then
     configure=(cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DLLMD_CUDA=ON -DLLMD_GATEWAY=OFF
       -DLLMD_BUILD_EXAMPLES=OFF -DLLMD_BUILD_FUZZERS=OFF)
     stage configure 60 "${configure[@]}" &&
-      stage build 240 cmake --build "$build" --target bench_attention cuda_kernels_test
+      stage build "$build_limit" cmake --build "$build" --target bench_attention cuda_kernels_test
     mkdir -p "$folder"
     find "$build" -path "$build/bin" -prune -o ! -type d \
       \( -name 'libllmd_cuda.so*' -o -name bench_attention -o -name cuda_kernels_test \) -exec cp -P {} "$folder" \;
+    echo "$revision" >"$folder/revision"
   fi
 fi
 folder=$(realpath -m "$folder")

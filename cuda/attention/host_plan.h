@@ -3,6 +3,7 @@
 #ifndef LLMD_CUDA_ATTENTION_HOST_PLAN_H_
 #define LLMD_CUDA_ATTENTION_HOST_PLAN_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
 #include <span>
@@ -32,20 +33,21 @@ struct HostPlan {
   std::vector<std::int32_t> empty;    // rows to zero
   std::vector<std::int32_t> prefill;  // [batch + 1]
   int shares = 0;                     // of the cost line
+  int item_cost = 0;                  // on it
   int blocks = 0;                     // those that are left when equal starts are one
   std::int32_t tokens = 0;
 };
 
-// Starts of `shares` even shares of a line of items, [grid + 1]; `blocks`: those that are left when equal
-// ones are one. `lengths`: of the requests; empty: not noted.
-inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units, int heads, int shares,
-                                          int grid, std::span<const std::int32_t> lengths, int* blocks) {
+// Starts of the shares of a line of items, [grid + 1]; `blocks`: those that are left when equal ones are one.
+// `lengths`: of the requests; empty: not noted.
+inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units, int heads,
+                                          const Shares& shares, int grid,
+                                          std::span<const std::int32_t> lengths, int* blocks) {
   const int count = static_cast<int>(units.size()) - 1;
-  const Shares line(UnitCount::Cost(units[count]), shares);
   std::vector<Start> distinct;
   std::vector<int> block_of;  // of each share
-  for (int c = 0; c < shares; ++c) {
-    const Start start = StartAt(line.Begin(c), units.data(), count, heads);
+  for (int c = 0; c < shares.count(); ++c) {
+    const Start start = StartOf(c, shares, units.data(), count, heads);
     if (distinct.empty() || distinct.back().place != start.place) distinct.push_back(start);
     block_of.push_back(static_cast<int>(distinct.size()) - 1);
   }
@@ -54,8 +56,8 @@ inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units
   for (Start& start : distinct) {
     if (!lengths.empty()) start.piece.length = lengths[start.piece.request];
     if (start.piece.unit > 0) {
-      start.piece.first_block = block_of[FirstShare(start, line)];
-      start.piece.last_block = block_of[LastShare(start, line)];
+      start.piece.first_block = block_of[FirstShare(start, shares)];
+      start.piece.last_block = block_of[LastShare(start, shares)];
     }
     starts.push_back(start.piece);
   }
@@ -69,6 +71,7 @@ inline HostPlan MakePlan(const PlanInput& in) {
   HostPlan plan;
   const int batch = static_cast<int>(in.lengths.size());
   std::int64_t count = 0, tiles = 0;
+  int longest = 0;         // item, in units
   std::int64_t asked = 0;  // units, of those that found no room as well
   for (int b = 0; b < batch; ++b) {
     const int rows = in.rows.empty() ? 1 : in.rows[b];
@@ -79,6 +82,7 @@ inline HostPlan MakePlan(const PlanInput& in) {
       length = 0;
       work = WorkOf(in.mode, length, rows, in.group, in.window, in.unit_keys);
     }
+    longest = std::max(longest, work.units);
     plan.lengths.push_back(length);
     plan.units.push_back(count);
     plan.prefill.push_back(static_cast<std::int32_t>(tiles));
@@ -90,8 +94,11 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.units.push_back(count);
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
-  plan.shares = SharesOf(count, in.fixed_split, in.grid);
-  plan.starts = MakeStarts(plan.units, in.heads, plan.shares, in.grid, plan.lengths, &plan.blocks);
+  const bool uniform = UnitCount::Units(count) == UnitCount::Items(count) * longest;
+  const Shares shares = SharesOf(count, uniform, in.fixed_split, in.grid);
+  plan.shares = shares.count();
+  plan.item_cost = shares.item_cost();
+  plan.starts = MakeStarts(plan.units, in.heads, shares, in.grid, plan.lengths, &plan.blocks);
   return plan;
 }
 
@@ -118,8 +125,9 @@ inline HostPrefillPlan MakePrefillPlan(const PlanInput& in, const HostPlan& plan
     longest = std::max(longest, steps);
   }
   prefill.units.push_back(count);
-  prefill.shares = PrefillShares(count, longest, grid);
-  prefill.starts = MakeStarts(prefill.units, heads, prefill.shares, grid, {}, &prefill.blocks);
+  const Shares shares = PrefillShares(count, longest, grid);
+  prefill.shares = shares.count();
+  prefill.starts = MakeStarts(prefill.units, heads, shares, grid, {}, &prefill.blocks);
   return prefill;
 }
 

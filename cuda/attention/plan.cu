@@ -61,21 +61,24 @@ __device__ void PlanStarts(const std::int64_t* units, int count, int heads, cons
   const bool has_share = c < shares.count();
   Start start{};
   if (has_share) {
-    start = StartAt(shares.Begin(c), units, count, heads);
+    start = StartOf(c, shares, units, count, heads);
     if (lengths != nullptr) start.piece.length = lengths[start.piece.request];
     shared.places[c] = start.place;
   }
   __syncthreads();
   const bool first_of_place = has_share && (c == 0 || start.place != shared.places[c - 1]);
-  std::int64_t blocks;
-  const std::int64_t index =
-      BlockExclusiveSum(static_cast<std::int64_t>(first_of_place), shared.sums, &blocks);
-  if (has_share) shared.blocks_of[c] = static_cast<std::int32_t>(index + first_of_place - 1);
-  __syncthreads();
+  std::int64_t blocks = shares.count(), index = c;
+  const bool merged = __syncthreads_or(has_share && !first_of_place);
+  if (merged) {
+    index = BlockExclusiveSum(static_cast<std::int64_t>(first_of_place), shared.sums, &blocks);
+    if (has_share) shared.blocks_of[c] = static_cast<std::int32_t>(index + first_of_place - 1);
+    __syncthreads();
+  }
   if (first_of_place) {
     if (start.piece.unit > 0) {
-      start.piece.first_block = shared.blocks_of[FirstShare(start, shares)];
-      start.piece.last_block = shared.blocks_of[LastShare(start, shares)];
+      const int first = FirstShare(start, shares), last = LastShare(start, shares);
+      start.piece.first_block = merged ? shared.blocks_of[first] : first;
+      start.piece.last_block = merged ? shared.blocks_of[last] : last;
     }
     starts[index] = start.piece;
   }
@@ -109,9 +112,9 @@ __device__ void PlanPrefill(const PlanParams& p, int tiles, const std::int32_t* 
     if (tile == 0) units[tiles] = total;
     atomicMax(&longest, steps);
     __syncthreads();
-    count = PrefillShares(total, longest, p.prefill_grid);
-    PlanStarts(units, tiles, p.kv_heads, Shares(UnitCount::Cost(total), count), p.prefill_grid, nullptr,
-               p.workspace.prefill_starts, shared);
+    const Shares shares = PrefillShares(total, longest, p.prefill_grid);
+    count = shares.count();
+    PlanStarts(units, tiles, p.kv_heads, shares, p.prefill_grid, nullptr, p.workspace.prefill_starts, shared);
   }
   if (threadIdx.x == 0) p.workspace.header->prefill_shares = count;
 }
@@ -122,11 +125,13 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
   __shared__ std::int64_t shared_units[kSharedRequests + 1];
   __shared__ std::int32_t shared_lengths[kSharedRequests];
   __shared__ StartsShared shared;
+  __shared__ int longest;  // item, in units
   const Workspace& w = p.workspace;
   const bool in_shared = p.batch <= kSharedRequests;
   const bool has_q = p.mode != LLMD_DECODE;
   const int tokens = has_q ? p.q_start[p.batch] : p.batch;
 
+  if (threadIdx.x == 0) longest = 0;
   // Prefix sums over requests: units and items of decode, rows to zero, row tiles of prefill.
   std::int64_t all_units = 0, all_empty = 0, all_tiles = 0;
   for (int first = 0; first < p.batch; first += blockDim.x) {
@@ -160,6 +165,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
         before = BlockExclusiveSum(count_of(), shared.sums, &total);
       }
     }
+    const int longest_of_warp = WarpReduce(work.units, [](int a, int b) { return max(a, b); });
+    if (threadIdx.x % 32 == 0) atomicMax(&longest, longest_of_warp);
     if (live) {
       w.lengths[request] = length;
       w.units[request] = all_units + before;
@@ -192,7 +199,8 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
 
   const std::int64_t* units = in_shared ? shared_units : w.units;
   const std::int32_t* lengths = in_shared ? shared_lengths : w.lengths;
-  const Shares shares(UnitCount::Cost(all_units), SharesOf(all_units, p.fixed_split, p.grid));
+  const bool uniform = UnitCount::Units(all_units) == UnitCount::Items(all_units) * longest;
+  const Shares shares = SharesOf(all_units, uniform, p.fixed_split, p.grid);
   PlanStarts(units, p.batch, p.heads, shares, p.grid, lengths, w.starts, shared);
   if (has_q) PlanPrefill(p, static_cast<int>(all_tiles), lengths, shared_units, shared);
 }

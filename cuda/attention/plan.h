@@ -158,7 +158,9 @@ struct UnitCount {
   }
   LLMD_HD static std::int64_t Units(std::int64_t count) { return count & ((std::int64_t{1} << kShift) - 1); }
   LLMD_HD static std::int64_t Items(std::int64_t count) { return count >> kShift; }
-  LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
+  LLMD_HD static std::int64_t Cost(std::int64_t count, int item_cost) {
+    return Units(count) + item_cost * Items(count);
+  }
 };
 
 // The longest request that a plan takes: sums and offsets then stay within their types.
@@ -195,45 +197,23 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
   return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
 }
 
-// A start, and where the item it is in lies.
-struct Start {
-  PieceStart piece;
-  std::int64_t place;      // on the line of units, which orders starts and finds equal ones
-  std::int64_t item_cost;  // where the item begins on the cost line
-  int item_units;
-};
-
-// The start at a point of the cost line, 0 to less than all of it; `units` may be in shared memory.
-LLMD_HD inline Start StartAt(std::int64_t cost, const std::int64_t* units, int batch, int heads) {
-  int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (UnitCount::Cost(units[middle]) <= cost)
-      low = middle;
-    else
-      high = middle;
-  }
-  const std::int64_t request_cost = UnitCount::Cost(units[low]);
-  Start start{};
-  start.piece.request = low;
-  start.item_units = ItemUnits(units, low, heads);
-  // Within a request 32 bits are enough (MostKeys).
-  const int rest = static_cast<int>(cost - request_cost), item = start.item_units + kItemCost;
-  start.piece.head = rest / item;
-  const int inside = rest - start.piece.head * item;
-  start.piece.unit = inside > kItemCost ? inside - kItemCost : 0;
-  start.item_cost = cost - inside;
-  start.place = UnitCount::Units(units[low]) + start.piece.head * start.item_units + start.piece.unit;
-  return start;
-}
-
 // The cost line in even shares: floor(share * cost / shares) is where one begins.
 class Shares {
  public:
-  LLMD_HD Shares(std::int64_t cost, int count)
-      : count_(count), whole_(count > 0 ? cost / count : 0), rest_(static_cast<int>(cost - whole_ * count)) {}
+  // Of `units` and items (a UnitCount).
+  LLMD_HD Shares(std::int64_t units, int count, int item_cost) : count_(count), item_cost_(item_cost) {
+    const std::int64_t cost = UnitCount::Cost(units, item_cost);
+    if (count == 0) return;
+    if (cost >> 31 == 0) {  // a 64-bit division costs the planner a tenth of a microsecond
+      whole_ = static_cast<std::uint32_t>(cost) / static_cast<std::uint32_t>(count);
+    } else {
+      whole_ = cost / count;
+    }
+    rest_ = static_cast<int>(cost - whole_ * count);
+  }
 
   LLMD_HD int count() const { return count_; }
+  LLMD_HD int item_cost() const { return item_cost_; }
   LLMD_HD std::int64_t Begin(int share) const { return share * whole_ + share * rest_ / count_; }
 
   // The last share that begins at or before a point of the line. The estimate is at most one off: a few
@@ -248,17 +228,52 @@ class Shares {
 
  private:
   int count_;
-  std::int64_t whole_;
-  int rest_;
+  int item_cost_;
+  std::int64_t whole_ = 0;
+  int rest_ = 0;
 };
+
+// A start, and where the item it is in lies.
+struct Start {
+  PieceStart piece;
+  std::int64_t place;      // on the line of units, which orders starts and finds equal ones
+  std::int64_t item_cost;  // where the item begins on the cost line
+  int item_units;
+};
+
+// The start of a share; `units` may be in shared memory.
+LLMD_HD inline Start StartOf(int share, const Shares& shares, const std::int64_t* units, int batch,
+                             int heads) {
+  const std::int64_t cost = shares.Begin(share);
+  int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (UnitCount::Cost(units[middle], shares.item_cost()) <= cost)
+      low = middle;
+    else
+      high = middle;
+  }
+  const std::int64_t request_cost = UnitCount::Cost(units[low], shares.item_cost());
+  Start start{};
+  start.piece.request = low;
+  start.item_units = ItemUnits(units, low, heads);
+  // Within a request 32 bits are enough (MostKeys).
+  const int rest = static_cast<int>(cost - request_cost), item = start.item_units + shares.item_cost();
+  start.piece.head = rest / item;
+  const int inside = rest - start.piece.head * item;
+  start.piece.unit = inside > shares.item_cost() ? inside - shares.item_cost() : 0;
+  start.item_cost = cost - inside;
+  start.place = UnitCount::Units(units[low]) + start.piece.head * start.item_units + start.piece.unit;
+  return start;
+}
 
 // The shares that hold the beginning and the end of the start's item. Starts within an item's fixed cost are
 // at its beginning.
 LLMD_HD inline int FirstShare(const Start& start, const Shares& shares) {
-  return shares.At(start.item_cost + kItemCost);
+  return shares.At(start.item_cost + shares.item_cost());
 }
 LLMD_HD inline int LastShare(const Start& start, const Shares& shares) {
-  return shares.At(start.item_cost + kItemCost + start.item_units - 1);
+  return shares.At(start.item_cost + shares.item_cost() + start.item_units - 1);
 }
 
 // Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
@@ -268,10 +283,24 @@ LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items,
   return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
 }
 
-// Blocks that get work: `count` of all requests, at most `grid`.
-LLMD_HD inline int SharesOf(std::int64_t count, bool fixed_split, int grid) {
-  const std::int64_t wanted = PiecesWanted(UnitCount::Units(count), UnitCount::Items(count), fixed_split);
-  return static_cast<int>(wanted < grid ? wanted : grid);
+// At most `shares`, and not less than 15/16 of them, of which each has equally many whole items, or each item
+// equally many whole shares; 0 if there is no such number.
+LLMD_HD inline int EvenShares(std::int64_t items, int shares) {
+  if (items == 0) return 0;
+  const std::int64_t each = (items + shares - 1) / shares;  // items a share
+  if (each > 1 && items % each != 0) return 0;
+  const int even = static_cast<int>(each > 1 ? items / each : shares / items * items);
+  return 16 * even >= 15 * shares ? even : 0;
+}
+
+// The shares of all requests, `count` units and items, at most `grid`. Items of one length (`uniform`) are cut
+// evenly or not at all if they can be: then no block has more pieces than another, and pieces cost nothing.
+LLMD_HD inline Shares SharesOf(std::int64_t count, bool uniform, bool fixed_split, int grid) {
+  const std::int64_t items = UnitCount::Items(count);
+  const std::int64_t wanted = PiecesWanted(UnitCount::Units(count), items, fixed_split);
+  const int most = static_cast<int>(wanted < grid ? wanted : grid);
+  const int even = uniform && !fixed_split ? EvenShares(items, most) : 0;
+  return even > 0 ? Shares(count, even, 0) : Shares(count, most, kItemCost);
 }
 
 // The last of places[low .. high - 1], which ascend, that is at or before `place`; `low` if none is.

@@ -1,5 +1,5 @@
-// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, the same of several tokens, so that
-// neighbouring threads read and write neighbouring bytes and places are worked out once a token. Data is
+// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, the same of several neighbouring tokens, so
+// that neighbouring threads read and write neighbouring bytes and places are worked out once a token. Data is
 // loaded before its place is known: the two chains of latency overlap.
 #include <algorithm>
 #include <type_traits>
@@ -40,24 +40,32 @@ struct Loaded {
   }
 };
 
-// A thread has one piece of K or V of kUnroll tokens, `token_step` apart.
+// x / scale, as division rounds it, for results that e4m3 can tell from 0 and from 448; of a scale that is
+// neither tiny nor huge. `inverse`: 1 / scale (Markstein: a quotient, its exact remainder, and a correction).
+__device__ __forceinline__ float Quotient(float x, float scale, float inverse) {
+  const float quotient = x * inverse;
+  const float corrected = fmaf(fmaf(-quotient, scale, x), inverse, quotient);
+  return fabsf(quotient) < 1024 ? corrected : quotient;
+}
+
+// A thread has one piece of K or V of kUnroll tokens.
 template <typename Src, typename Dst, int N, int kUnroll>
 __global__ void __launch_bounds__(kThreads)
     AppendKernel(const __grid_constant__ llmd_append_kv_args args, const __grid_constant__ Split split,
-                 int first_token, int end_token, int token_step) {
+                 int first_token, int end_token) {
   uint32_t piece, head;
   const uint32_t side =
       split.heads.DivMod(split.pieces.DivMod(blockIdx.x * kThreads + threadIdx.x, &piece), &head);
   const bool is_v = side % 2 != 0;
   const int element = static_cast<int>(piece) * N;
-  const int chunk_token = static_cast<int>(side / 2);
-  if (chunk_token >= token_step) return;
+  first_token += static_cast<int>(side / 2) * kUnroll;
+  if (first_token >= end_token) return;
   const llmd_token_strides strides = is_v ? args.v_strides : args.k_strides;
   const Src* source = static_cast<const Src*>(is_v ? args.v : args.k) + head * strides.head + element;
   Loaded<Src, N> data[kUnroll];
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    const int token = first_token + chunk_token + i * token_step;
+    const int token = first_token + i;
     if (token < end_token) data[i].Load(source + token * strides.token);
   }
   const llmd_kv_cache& cache = args.cache;
@@ -65,7 +73,7 @@ __global__ void __launch_bounds__(kThreads)
   int64_t places[kUnroll];  // elements from the head's first one, or negative
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
-    const int token = first_token + chunk_token + i * token_step;
+    const int token = first_token + i;
     places[i] = -1;
     if (token >= end_token) continue;
     const Place place = FindPlace(args, split.page_size, token, !is_v && head == 0 && element == 0);
@@ -75,6 +83,8 @@ __global__ void __launch_bounds__(kThreads)
   const float* scales = is_v ? cache.v_scale : cache.k_scale;
   float scale = 1;
   if (std::is_same_v<Dst, Fp8> && scales != nullptr) scale = scales[head * cache.scale_stride];
+  const float inverse = 1 / scale;
+  const bool plain = fabsf(scale) > 0x1p-60f && fabsf(scale) < 0x1p60f;
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
     if (places[i] < 0) continue;
@@ -87,7 +97,7 @@ __global__ void __launch_bounds__(kThreads)
       if constexpr (std::is_same_v<Dst, Fp8>) {
         if (scales != nullptr) {
 #pragma unroll
-          for (int j = 0; j < N; ++j) x[j] = __fdiv_rn(x[j], scale);
+          for (int j = 0; j < N; ++j) x[j] = plain ? Quotient(x[j], scale, inverse) : __fdiv_rn(x[j], scale);
         }
       }
       Store(row, FromFloats<Dst, N>(x));
@@ -107,15 +117,14 @@ llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
       std::max<int64_t>(1, (int64_t{1} << 30) / items_a_token);  // 32-bit item numbers
   for (int64_t first = 0; first < args.num_tokens; first += most_tokens) {
     const int64_t tokens = std::min<int64_t>(most_tokens, args.num_tokens - first);
-    const int token_step = static_cast<int>(CeilDivide(tokens, kUnroll));
-    const Launch launch = {
-        .kernel = "append_kv",
-        .grid = dim3(static_cast<unsigned>(CeilDivide(token_step * items_a_token, kThreads))),
-        .block = dim3(kThreads),
-        .stream = stream};
+    const int64_t threads = CeilDivide(tokens, kUnroll) * items_a_token;
+    const Launch launch = {.kernel = "append_kv",
+                           .grid = dim3(static_cast<unsigned>(CeilDivide(threads, kThreads))),
+                           .block = dim3(kThreads),
+                           .stream = stream};
     const llmd_code code =
         LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split, static_cast<int>(first),
-                     static_cast<int>(first + tokens), token_step);
+                     static_cast<int>(first + tokens));
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;
@@ -130,9 +139,8 @@ llmd_code RunTyped(const llmd_append_kv_args& args, llmd_stream stream) {
   if (!vectors) return Run<Src, Dst, 1, 1>(args, stream);
   const Device* device = CurrentDevice();
   if (device == nullptr) return LLMD_DEVICE_ERROR;
-  // Once every thread of the device has a piece, several a thread: more bytes in flight and fewer blocks. As
-  // many as registers allow: conversions need more of them.
-  constexpr int kUnroll = sizeof(Src) == 4 ? 1 : std::is_same_v<Src, Dst> ? 4 : 2;
+  // Once every thread of the device has a piece, several a thread: more bytes in flight and fewer blocks.
+  constexpr int kUnroll = sizeof(Src) == 4 ? 1 : 4;
   const int64_t items =
       int64_t{args.num_tokens} * 2 * args.cache.num_kv_heads * (args.cache.head_dim / kVector);
   return items >= int64_t{device->sms} * 2048 * kUnroll ? Run<Src, Dst, kVector, kUnroll>(args, stream)

@@ -54,7 +54,31 @@ struct Item {
 struct Line {
   std::vector<Item> items;
   std::int64_t units = 0, cost = 0;
+  int item_cost = kItemCost;
+  std::int64_t shares = 0;
 };
+
+// Items of one length in equally many parts, or a block with equally many of them, cost their units alone.
+void Share(const Batch& batch, Line& line) {
+  const auto items = static_cast<std::int64_t>(line.items.size());
+  std::int64_t wanted = line.units;
+  if (batch.fixed_split == 0 && line.units > 16 * items) {
+    wanted = std::max((line.units + 1) / 2, 16 * items);
+  }
+  line.shares = wanted = std::min<std::int64_t>(wanted, batch.grid);
+  if (batch.fixed_split > 0 || items == 0) return;
+  for (const Item& item : line.items) {
+    if (item.units != line.items[0].units) return;
+  }
+  for (std::int64_t n = wanted; 16 * n >= 15 * wanted; --n) {
+    if (items > wanted ? n * ((items + wanted - 1) / wanted) != items : n % items != 0) continue;
+    line.shares = n;
+    line.item_cost = 0;
+    line.cost = line.units;
+    for (Item& item : line.items) item.first_cost = item.first_place;
+    return;
+  }
+}
 
 Line LineOf(const Batch& batch) {
   Line line;
@@ -73,6 +97,7 @@ Line LineOf(const Batch& batch) {
       line.cost += units + kItemCost;
     }
   }
+  Share(batch, line);
   return line;
 }
 
@@ -80,17 +105,13 @@ Line LineOf(const Batch& batch) {
 std::vector<PieceStart> SlowStarts(const Batch& batch, const Line& line) {
   std::vector<PieceStart> starts;
   std::vector<std::int64_t> places;
-  std::int64_t wanted = line.units;
-  if (batch.fixed_split == 0 && line.units > 16 * static_cast<std::int64_t>(line.items.size())) {
-    wanted = std::max((line.units + 1) / 2, 16 * static_cast<std::int64_t>(line.items.size()));
-  }
-  wanted = std::min<std::int64_t>(wanted, batch.grid);
+  const std::int64_t wanted = line.shares;
   std::size_t i = 0;
   for (std::int64_t c = 0; c < wanted; ++c) {
     const auto cost = static_cast<std::int64_t>(static_cast<__int128>(c) * line.cost / wanted);
     while (i + 1 < line.items.size() && line.items[i + 1].first_cost <= cost) ++i;
     const Item& item = line.items[i];
-    const std::int64_t unit = std::max<std::int64_t>(0, cost - item.first_cost - kItemCost);
+    const std::int64_t unit = std::max<std::int64_t>(0, cost - item.first_cost - line.item_cost);
     if (!places.empty() && item.first_place + unit == places.back()) continue;
     places.push_back(item.first_place + unit);
     starts.push_back(
@@ -184,13 +205,13 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
   std::vector<std::int64_t> units(plan.blocks), cost(plan.blocks);
   for (const Piece& piece : pieces) {
     units[piece.block] += piece.end - piece.begin;
-    cost[piece.block] += piece.end - piece.begin + (piece.begin == 0 ? kItemCost : 0);
+    cost[piece.block] += piece.end - piece.begin + (piece.begin == 0 ? line.item_cost : 0);
   }
   for (int c = 0; c < plan.blocks; ++c) {
     const std::int64_t share = (line.cost + plan.shares - 1) / plan.shares;
     ASSERT_GE(units[c], 1);
     ASSERT_LE(units[c], share);
-    ASSERT_LE(cost[c], share + kItemCost);
+    ASSERT_LE(cost[c], share + line.item_cost);
   }
 
   // Partial results: one slot each, inside the workspace. Part 0 of an item is the last piece of its block,
@@ -291,6 +312,25 @@ TEST(Plan, ThousandsOfTiny) {
   }
 }
 
+TEST(Plan, EqualItemsAreCutEvenlyOrNotAtAll) {
+  const auto starts = [](int batch, int length, int heads) {
+    const std::vector<std::int32_t> lengths(batch, length);
+    return MakePlan(Batch{.lengths = lengths, .heads = heads}.Input());
+  };
+  HostPlan plan = starts(1, 8192, 8);  // 16 parts an item of 128 units
+  EXPECT_EQ(plan.blocks, 128);
+  for (int c = 0; c < 128; ++c) EXPECT_EQ(plan.starts[c].unit, c % 16 * 8);
+  for (int batch : {128, 256, 1024}) {
+    plan = starts(batch, 600, 1);
+    EXPECT_EQ(plan.blocks, 128);
+    for (int c = 0; c < 128; ++c) {
+      EXPECT_EQ(plan.starts[c].unit, 0);
+      EXPECT_EQ(plan.starts[c].request, c * (batch / 128));
+    }
+  }
+  EXPECT_EQ(starts(120, 600, 1).blocks, 132);  // where a tenth of the blocks would have nothing, items are cut
+}
+
 TEST(Plan, SharesOfTheSameLength) {
   for (int length : {1, 63, 64, 65, 1024, 1025, 4096}) {
     for (int batch : {1, 2, 7, 33, 132, 133}) {
@@ -381,7 +421,7 @@ TEST(Plan, MostKeysKeepSumsInTheirTypes) {
 TEST(Plan, SharesAreEvenAndFound) {
   for (std::int64_t cost : {std::int64_t{1}, std::int64_t{7}, std::int64_t{132}, std::int64_t{1000}}) {
     for (int count = 1; count <= std::min<std::int64_t>(cost, 140); ++count) {
-      const Shares shares(cost, count);
+      const Shares shares(cost, count, 0);
       int last = 0;
       for (std::int64_t point = 0; point < cost; ++point) {
         while (last + 1 < count && shares.Begin(last + 1) <= point) ++last;
@@ -393,7 +433,7 @@ TEST(Plan, SharesAreEvenAndFound) {
   for (int round = 0; round < 200000; ++round) {  // at their edges, where the estimate is least sure
     const std::int64_t cost = static_cast<std::int64_t>(random() >> (23 + random() % 40)) + 1023;
     const int count = static_cast<int>(random() % 1023) + 1, share = static_cast<int>(random() % count);
-    const Shares shares(cost, count);
+    const Shares shares(cost, count, 0);
     const std::int64_t begin = shares.Begin(share);
     ASSERT_EQ(begin, static_cast<std::int64_t>(static_cast<__int128>(share) * cost / count));
     ASSERT_EQ(shares.At(begin), share);

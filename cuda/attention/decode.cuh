@@ -6,7 +6,7 @@
 // ends of pieces, so there is no barrier in the main loop and loads never stop between pieces. The query
 // heads of a group are the rows of the matrix products (16 x 8 x 16): S = Q K^T leaves P in the registers
 // where P V wants it. At the end of a piece the warps' (m, l, o) are merged in shared memory; a cut item's
-// part goes to the workspace, and the block with its last keys merges the parts in their order (spec:
+// part goes to the workspace, and the block with its last keys merges the parts as it does its warps (spec:
 // paged-attention.md 3.2, 3.3, 3.6).
 #ifndef LLMD_CUDA_ATTENTION_DECODE_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_CUH_
@@ -37,7 +37,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
     TileLoader<Traits> loader(p, shared, start, end);
     bool waited = !p.early_start;
 #pragma unroll 1
-    for (int stage = 0; stage < kStages - 1; ++stage) {
+    for (int stage = 0; stage < kStages; ++stage) {
       if (!waited && !loader.NextIsOld()) {
         wait();
         waited = true;
@@ -46,7 +46,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       CopyAsyncCommit();
     }
     if (!waited) wait();
-    int fill = kStages - 1, use = 0;
+    int use = 0;
     const std::uint32_t ring = SharedAddress(shared.ring[warp][0]);
     WarpState<Traits, D> state;
     PieceEnd<Traits, D> piece_end(p, shared);
@@ -60,13 +60,12 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       const int tiles = walk.template Tiles<Traits>(p);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
-        loader.Issue(fill);
-        CopyAsyncCommit();
         CopyAsyncWait<kStages - 1>();
         __syncwarp();
         state.Add(ring + use * Traits::kStageBytes, shared.live[warp][use], two_rows);
         __syncwarp();  // the stage may be filled again
-        fill = use;
+        loader.Issue(use);
+        CopyAsyncCommit();
         use = use + 1 == kStages ? 0 : use + 1;
       }
       const PieceWalk done = walk;
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       piece_end.Finish(state, done, start, end);
     }
     CopyAsyncWait<0>();
-    piece_end.MergeParts(start, end);
+    piece_end.MergeParts(state, start, end);
   } else if (p.early_start) {
     wait();
   }

@@ -85,7 +85,8 @@ class TileLoader {
     first_key_ = walk_.BeginKey(p_) + Traits::Warp() * Traits::kTile;
     first_visible_ = walk_.FirstVisible(p_);
     pages_ = PagesOf(p_.pages, walk_.request);
-    const int kv_head = walk_.template Head<Traits>() / p_.row_tiles, row = lane_ / Traits::kChunks,
+    int first_row;
+    const int kv_head = walk_.template KvHead<Traits>(p_, &first_row), row = lane_ / Traits::kChunks,
               chunk = lane_ % Traits::kChunks;
     k_ = p_.k + kv_head * p_.k_strides.head + chunk * 16;
     v_ = p_.v + kv_head * p_.v_strides.head + chunk * 16;

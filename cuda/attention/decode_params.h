@@ -32,11 +32,11 @@ struct DecodeParams {
   llmd_page_list pages;
   Workspace workspace;
   std::int64_t num_pages;
-  FastDivide page_size;
+  FastDivide page_size, unit_keys;
   float scale_log2;
   int scale_stride;
   int batch, num_tokens, q_heads, group, row_tiles, heads, item_heads, head_dim;
-  int window, unit_keys, grid;
+  int window, grid;
   llmd_dtype q_dtype, o_dtype;
   bool groups_in_pages, fixed_split, validate, zero_padding, early_start;
 };

@@ -30,9 +30,9 @@ struct WarpState {
   // ran. For an fp8 cache, lane j of four takes dimensions j * D / 4 on, four a step, as it reads K.
   __device__ void LoadQuery(const DecodeParams& p, const PieceWalk& walk) {
     const int lane = threadIdx.x % 32, j = lane % 4;
-    const int head = walk.template Head<Traits>(), kv_head = head / p.row_tiles;
-    const int first_head = kv_head * p.group + head % p.row_tiles * kRowTile;
-    const int rows = (kv_head + 1) * p.group - first_head;  // more than there are in a tile do no harm
+    int first_row;
+    const int kv_head = walk.template KvHead<Traits>(p, &first_row), first_head = kv_head * p.group + first_row;
+    const int rows = p.group - first_row;  // more than there are in a tile do no harm
     const std::int64_t token = p.q_start != nullptr ? p.q_start[walk.request] : walk.request;
     const float head_scale =
         p.scale_log2 *

@@ -67,7 +67,8 @@ struct DecodeTraits {
   }
 };
 
-// A block's way through its share.
+// A block's way through its share. What is integer arithmetic here is time: at the beginning and the end of a
+// block nothing else is under way.
 struct PieceWalk {
   int request, head, unit, unit_end, units, length;
 
@@ -76,7 +77,7 @@ struct PieceWalk {
     head = start.head;
     unit = start.unit;
     length = start.length;
-    units = UnitsOf(length, p.window, p.unit_keys);
+    units = UnitsIn(p);
     SetEnd(p, end);
   }
   __device__ bool Next(const DecodeParams& p, const PieceStart& end) {
@@ -91,7 +92,7 @@ struct PieceWalk {
           if (++request >= p.batch || request > end.request) return false;
         } while (p.workspace.units[request + 1] == p.workspace.units[request]);
         length = p.workspace.lengths[request];
-        units = UnitsOf(length, p.window, p.unit_keys);
+        units = UnitsIn(p);
       }
       if (AtItemOf(end) && end.unit == 0) return false;
     }
@@ -103,14 +104,19 @@ struct PieceWalk {
     unit_end = AtItemOf(end) && end.unit > 0 ? end.unit : units;
     if (p.fixed_split) unit_end = min(unit_end, unit + 1);
   }
+  // UnitsOf(), by a multiplication.
+  __device__ int UnitsIn(const DecodeParams& p) const {
+    return p.unit_keys.Divide(length - FirstKey(length, p.window) + p.unit_keys.divisor() - 1);
+  }
+  __device__ bool IsCut() const { return unit > 0 || unit_end < units; }
   __device__ int FirstVisible(const DecodeParams& p) const {
     return p.window > 0 ? max(0, length - p.window) : 0;
   }
   __device__ int BeginKey(const DecodeParams& p) const {
-    return FirstKey(length, p.window) + unit * p.unit_keys;
+    return FirstKey(length, p.window) + unit * p.unit_keys.divisor();
   }
   __device__ int EndKey(const DecodeParams& p) const {
-    return min(length, FirstKey(length, p.window) + unit_end * p.unit_keys);
+    return min(length, FirstKey(length, p.window) + unit_end * p.unit_keys.divisor());
   }
   // Tiles of the piece for the calling warp.
   template <typename Traits>
@@ -118,10 +124,14 @@ struct PieceWalk {
     const int tiles = CeilDivide(EndKey(p) - BeginKey(p), Traits::kTile);
     return (tiles - Traits::Warp() + Traits::kTeam - 1) / Traits::kTeam;
   }
-  // The calling team's head: KV head * row tiles + row tile.
+  // The calling team's KV head and, of a group of more than 16 query heads, the first row.
   template <typename Traits>
-  __device__ int Head() const {
-    return head * Traits::kTeams + Traits::TeamIndex();
+  __device__ int KvHead(const DecodeParams& p, int* first_row) const {
+    const int number = head * Traits::kTeams + Traits::TeamIndex();
+    *first_row = 0;
+    if (p.row_tiles == 1) return number;
+    *first_row = number % p.row_tiles * kRowTile;
+    return number / p.row_tiles;
   }
 };
 

@@ -32,8 +32,8 @@ struct HostPlan {
   std::vector<std::int32_t> lengths;  // 0 for requests that find no room
   std::vector<std::int32_t> empty;    // rows to zero
   std::vector<std::int32_t> prefill;  // [batch + 1]
-  int shares = 0;                     // of the cost line
-  int item_cost = 0;                  // on it
+  int shares = 0;                     // of the line
+  bool even = false;                  // equally many a share, or shares an item
   int blocks = 0;                     // those that are left when equal starts are one
   std::int32_t tokens = 0;
 };
@@ -56,8 +56,8 @@ inline std::vector<PieceStart> MakeStarts(const std::vector<std::int64_t>& units
   for (Start& start : distinct) {
     if (!lengths.empty()) start.piece.length = lengths[start.piece.request];
     if (start.piece.unit > 0) {
-      start.piece.first_block = block_of[FirstShare(start, shares)];
-      start.piece.last_block = block_of[LastShare(start, shares)];
+      start.piece.first_block = block_of[start.first_share];
+      start.piece.last_block = block_of[start.last_share];
     }
     starts.push_back(start.piece);
   }
@@ -94,10 +94,9 @@ inline HostPlan MakePlan(const PlanInput& in) {
   plan.units.push_back(count);
   plan.prefill.push_back(static_cast<std::int32_t>(tiles));
 
-  const bool uniform = UnitCount::Units(count) == UnitCount::Items(count) * longest;
-  const Shares shares = SharesOf(count, uniform, in.fixed_split, in.grid);
+  const Shares shares = SharesOf(count, longest, in.fixed_split, in.grid);
   plan.shares = shares.count();
-  plan.item_cost = shares.item_cost();
+  plan.even = shares.parts() > 0;
   plan.starts = MakeStarts(plan.units, in.heads, shares, in.grid, plan.lengths, &plan.blocks);
   return plan;
 }
@@ -106,6 +105,7 @@ struct HostPrefillPlan {
   std::vector<std::int64_t> units;  // [tiles + 1]
   std::vector<PieceStart> starts;   // [grid + 1]
   int shares = 0;                   // 0: items come from the counter
+  bool even = false;                // equally many items a share, or shares an item
   int blocks = 0;
 };
 
@@ -127,6 +127,7 @@ inline HostPrefillPlan MakePrefillPlan(const PlanInput& in, const HostPlan& plan
   prefill.units.push_back(count);
   const Shares shares = PrefillShares(count, longest, grid);
   prefill.shares = shares.count();
+  prefill.even = shares.parts() > 0;
   prefill.starts = MakeStarts(prefill.units, heads, shares, grid, {}, &prefill.blocks);
   return prefill;
 }

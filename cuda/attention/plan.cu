@@ -76,9 +76,8 @@ __device__ void PlanStarts(const std::int64_t* units, int count, int heads, cons
   }
   if (first_of_place) {
     if (start.piece.unit > 0) {
-      const int first = FirstShare(start, shares), last = LastShare(start, shares);
-      start.piece.first_block = merged ? shared.blocks_of[first] : first;
-      start.piece.last_block = merged ? shared.blocks_of[last] : last;
+      start.piece.first_block = merged ? shared.blocks_of[start.first_share] : start.first_share;
+      start.piece.last_block = merged ? shared.blocks_of[start.last_share] : start.last_share;
     }
     starts[index] = start.piece;
   }
@@ -199,8 +198,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) PlanKernel(const __grid_const
 
   const std::int64_t* units = in_shared ? shared_units : w.units;
   const std::int32_t* lengths = in_shared ? shared_lengths : w.lengths;
-  const bool uniform = UnitCount::Units(all_units) == UnitCount::Items(all_units) * longest;
-  const Shares shares = SharesOf(all_units, uniform, p.fixed_split, p.grid);
+  const Shares shares = SharesOf(all_units, longest, p.fixed_split, p.grid);
   PlanStarts(units, p.batch, p.heads, shares, p.grid, lengths, w.starts, shared);
   if (has_q) PlanPrefill(p, static_cast<int>(all_tiles), lengths, shared_units, shared);
 }

@@ -24,6 +24,7 @@ inline constexpr int kDecodeWarps = 8;    // of a block
 inline constexpr int kGroupKeys = 16;     // lie within one page if P % 16 == 0
 inline constexpr int kUnitKeys = 64;      // where items may be cut
 inline constexpr int kItemCost = 2;       // in units
+inline constexpr int kEvenUnits = 192;    // a block
 inline constexpr int kShortWindow = 512;  // keys
 inline constexpr int kShortRowBytes = 128;
 inline constexpr int kMaxStarts = 1023;   // that one block plans
@@ -85,19 +86,6 @@ LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }
 
-// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
-// block reads few parts, and the order is that of the parts.
-LLMD_HD inline int MergeGroup(int parts) {
-  if (parts <= 40) return parts;
-  int group = 4;
-  while (group * group < parts) ++group;
-  return group;
-}
-// The slot of group 0 of the item whose parts have places from `place` on: an item has at most a quarter as
-// many groups as parts, so that items share none, even where one begins at the place of the last's last part.
-LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 4; }
-LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 4 + teams; }
-
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
   layout.grid = grid;
@@ -111,7 +99,6 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
                  : shape.fixed_split > 0
                      ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
                      : 2 * static_cast<std::int64_t>(grid) * teams;
-  const std::int64_t all_slots = decode ? layout.slots + GroupSlots(layout.slots, teams) : 0;
   std::size_t at = RoundUp(sizeof(PlanHeader));
   auto take = [&at](std::size_t bytes) {
     std::size_t begin = at;
@@ -122,8 +109,8 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.units = take((shape.max_batch + 1) * sizeof(std::int64_t));
   layout.lengths = take(shape.max_batch * sizeof(std::int32_t));
   layout.empty = take(shape.max_batch * sizeof(std::int32_t));
-  layout.part_lse = take(all_slots * kRowTile * sizeof(float));
-  layout.part_o = take(all_slots * kRowTile * shape.head_dim * sizeof(float));
+  layout.part_lse = take(layout.slots * kRowTile * sizeof(float));
+  layout.part_o = take(layout.slots * kRowTile * shape.head_dim * sizeof(float));
   if (shape.mode != LLMD_DECODE) {
     layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
     layout.prefill_grid = std::min(2 * grid, kMaxStarts);
@@ -158,9 +145,7 @@ struct UnitCount {
   }
   LLMD_HD static std::int64_t Units(std::int64_t count) { return count & ((std::int64_t{1} << kShift) - 1); }
   LLMD_HD static std::int64_t Items(std::int64_t count) { return count >> kShift; }
-  LLMD_HD static std::int64_t Cost(std::int64_t count, int item_cost) {
-    return Units(count) + item_cost * Items(count);
-  }
+  LLMD_HD static std::int64_t Cost(std::int64_t count) { return Units(count) + kItemCost * Items(count); }
 };
 
 // The longest request that a plan takes: sums and offsets then stay within their types.
@@ -197,12 +182,13 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
   return static_cast<int>(UnitCount::Units(units[request + 1]) - UnitCount::Units(units[request])) / heads;
 }
 
-// The cost line in even shares: floor(share * cost / shares) is where one begins.
+// How a line of items is shared out: the cost line in even shares, of which one begins at
+// floor(share * cost / shares); or, where items are alike, equally many whole items a share, or shares an item.
 class Shares {
  public:
-  // Of `units` and items (a UnitCount).
-  LLMD_HD Shares(std::int64_t units, int count, int item_cost) : count_(count), item_cost_(item_cost) {
-    const std::int64_t cost = UnitCount::Cost(units, item_cost);
+  // Of the cost line of `units` and items (a UnitCount).
+  LLMD_HD Shares(std::int64_t units, int count) : count_(count) {
+    const std::int64_t cost = UnitCount::Cost(units);
     if (count == 0) return;
     if (cost >> 31 == 0) {  // a 64-bit division costs the planner a tenth of a microsecond
       whole_ = static_cast<std::uint32_t>(cost) / static_cast<std::uint32_t>(count);
@@ -211,12 +197,21 @@ class Shares {
     }
     rest_ = static_cast<int>(cost - whole_ * count);
   }
+  // `count` is EvenShares(items, .).
+  LLMD_HD static Shares OfItems(std::int64_t items, int count) {
+    Shares shares(0, 0);
+    shares.count_ = count;
+    shares.parts_ = items < count ? count / static_cast<int>(items) : 1;
+    shares.each_ = items < count ? 1 : static_cast<int>(items / count);
+    return shares;
+  }
 
   LLMD_HD int count() const { return count_; }
-  LLMD_HD int item_cost() const { return item_cost_; }
+  LLMD_HD int parts() const { return parts_; }  // of each item; 0 on a cost line
+  LLMD_HD int each() const { return each_; }    // items of a share
   LLMD_HD std::int64_t Begin(int share) const { return share * whole_ + share * rest_ / count_; }
 
-  // The last share that begins at or before a point of the line. The estimate is at most one off: a few
+  // The last share that begins at or before a point of the cost line. The estimate is at most one off: a few
   // floats' errors times 1,023 shares, and the line is longer than their number.
   LLMD_HD int At(std::int64_t point) const {
     const float width = static_cast<float>(whole_) + static_cast<float>(rest_) / static_cast<float>(count_);
@@ -228,59 +223,67 @@ class Shares {
 
  private:
   int count_;
-  int item_cost_;
+  int parts_ = 0, each_ = 0;
   std::int64_t whole_ = 0;
   int rest_ = 0;
 };
 
-// A start, and where the item it is in lies.
+// Where a share begins.
 struct Start {
   PieceStart piece;
-  std::int64_t place;      // on the line of units, which orders starts and finds equal ones
-  std::int64_t item_cost;  // where the item begins on the cost line
-  int item_units;
+  std::int64_t place;           // on the line of units, which orders starts and finds equal ones
+  int first_share, last_share;  // those that hold the beginning and the end of its item, where unit > 0
 };
 
-// The start of a share; `units` may be in shared memory.
-LLMD_HD inline Start StartOf(int share, const Shares& shares, const std::int64_t* units, int batch,
-                             int heads) {
-  const std::int64_t cost = shares.Begin(share);
-  int low = 0, high = batch;  // the last request whose cost begins at or before `cost`, and is not empty
+// The last request at which `of` is at or before `point`; it is not empty.
+template <typename Of>
+LLMD_HD inline int RequestAt(const std::int64_t* units, int batch, std::int64_t point, Of of) {
+  int low = 0, high = batch;
   while (high - low > 1) {
     const int middle = (low + high) / 2;
-    if (UnitCount::Cost(units[middle], shares.item_cost()) <= cost)
+    if (of(units[middle]) <= point)
       low = middle;
     else
       high = middle;
   }
-  const std::int64_t request_cost = UnitCount::Cost(units[low], shares.item_cost());
+  return low;
+}
+
+// `units` may be in shared memory. Within a request 32 bits are enough (MostKeys).
+LLMD_HD inline Start StartOf(int share, const Shares& shares, const std::int64_t* units, int batch,
+                             int heads) {
   Start start{};
-  start.piece.request = low;
-  start.item_units = ItemUnits(units, low, heads);
-  // Within a request 32 bits are enough (MostKeys).
-  const int rest = static_cast<int>(cost - request_cost), item = start.item_units + shares.item_cost();
-  start.piece.head = rest / item;
-  const int inside = rest - start.piece.head * item;
-  start.piece.unit = inside > shares.item_cost() ? inside - shares.item_cost() : 0;
-  start.item_cost = cost - inside;
-  start.place = UnitCount::Units(units[low]) + start.piece.head * start.item_units + start.piece.unit;
+  PieceStart& piece = start.piece;
+  int item_units;
+  if (shares.parts() > 0) {
+    const int item_of_all = share / shares.parts() * shares.each(), part = share % shares.parts();
+    piece.request = RequestAt(units, batch, item_of_all, UnitCount::Items);
+    item_units = ItemUnits(units, piece.request, heads);
+    piece.head = item_of_all - static_cast<int>(UnitCount::Items(units[piece.request]));
+    const int whole = item_units / shares.parts(), rest = item_units - whole * shares.parts();
+    piece.unit = part * whole + part * rest / shares.parts();
+    start.first_share = share - part;
+    start.last_share = start.first_share + shares.parts() - 1;
+  } else {
+    const std::int64_t cost = shares.Begin(share);
+    piece.request = RequestAt(units, batch, cost, UnitCount::Cost);
+    item_units = ItemUnits(units, piece.request, heads);
+    const int rest = static_cast<int>(cost - UnitCount::Cost(units[piece.request]));
+    piece.head = rest / (item_units + kItemCost);
+    const int inside = rest - piece.head * (item_units + kItemCost);
+    if (inside > kItemCost) {  // within an item's fixed cost: at its beginning
+      piece.unit = inside - kItemCost;
+      start.first_share = shares.At(cost - piece.unit);
+      start.last_share = shares.At(cost - piece.unit + item_units - 1);
+    }
+  }
+  start.place = UnitCount::Units(units[piece.request]) + piece.head * item_units + piece.unit;
   return start;
 }
 
-// The shares that hold the beginning and the end of the start's item. Starts within an item's fixed cost are
-// at its beginning.
-LLMD_HD inline int FirstShare(const Start& start, const Shares& shares) {
-  return shares.At(start.item_cost + shares.item_cost());
-}
-LLMD_HD inline int LastShare(const Start& start, const Shares& shares) {
-  return shares.At(start.item_cost + shares.item_cost() + start.item_units - 1);
-}
-
-// Blocks that are worth using. One unit a block is fastest while an item has few parts; merging many costs
-// more.
+// Blocks that are worth using: with less than two units, warps of a block have nothing to do.
 LLMD_HD inline std::int64_t PiecesWanted(std::int64_t units, std::int64_t items, bool fixed_split) {
-  constexpr std::int64_t kCheapParts = 16;
-  return fixed_split || units <= kCheapParts * items ? units : std::max((units + 1) / 2, kCheapParts * items);
+  return fixed_split ? units : std::max((units + 1) / 2, items);
 }
 
 // At most `shares`, and not less than 15/16 of them, of which each has equally many whole items, or each item
@@ -293,14 +296,16 @@ LLMD_HD inline int EvenShares(std::int64_t items, int shares) {
   return 16 * even >= 15 * shares ? even : 0;
 }
 
-// The shares of all requests, `count` units and items, at most `grid`. Items of one length (`uniform`) are cut
-// evenly or not at all if they can be: then no block has more pieces than another, and pieces cost nothing.
-LLMD_HD inline Shares SharesOf(std::int64_t count, bool uniform, bool fixed_split, int grid) {
-  const std::int64_t items = UnitCount::Items(count);
-  const std::int64_t wanted = PiecesWanted(UnitCount::Units(count), items, fixed_split);
+// The shares of all requests, `count` units and items, at most `grid`; `longest` is the greatest number of
+// units of an item. Items of one length are cut evenly or not at all if they can be, so that no block has more
+// pieces than another; unless they are so long that every multiprocessor counts for more.
+LLMD_HD inline Shares SharesOf(std::int64_t count, int longest, bool fixed_split, int grid) {
+  const std::int64_t units = UnitCount::Units(count), items = UnitCount::Items(count);
+  const std::int64_t wanted = PiecesWanted(units, items, fixed_split);
   const int most = static_cast<int>(wanted < grid ? wanted : grid);
-  const int even = uniform && !fixed_split ? EvenShares(items, most) : 0;
-  return even > 0 ? Shares(count, even, 0) : Shares(count, most, kItemCost);
+  const bool alike = units == items * longest && units <= std::int64_t{kEvenUnits} * most;
+  const int even = alike && !fixed_split ? EvenShares(items, most) : 0;
+  return even > 0 ? Shares::OfItems(items, even) : Shares(count, most);
 }
 
 // The last of places[low .. high - 1], which ascend, that is at or before `place`; `low` if none is.

@@ -54,28 +54,23 @@ struct Item {
 struct Line {
   std::vector<Item> items;
   std::int64_t units = 0, cost = 0;
-  int item_cost = kItemCost;
   std::int64_t shares = 0;
+  bool even = false;  // equally many items a share, or shares an item
 };
 
-// Items of one length in equally many parts, or a block with equally many of them, cost their units alone.
 void Share(const Batch& batch, Line& line) {
   const auto items = static_cast<std::int64_t>(line.items.size());
-  std::int64_t wanted = line.units;
-  if (batch.fixed_split == 0 && line.units > 16 * items) {
-    wanted = std::max((line.units + 1) / 2, 16 * items);
-  }
-  line.shares = wanted = std::min<std::int64_t>(wanted, batch.grid);
-  if (batch.fixed_split > 0 || items == 0) return;
+  const std::int64_t wanted = batch.fixed_split > 0 ? line.units : std::max((line.units + 1) / 2, items);
+  line.shares = std::min<std::int64_t>(wanted, batch.grid);
+  if (batch.fixed_split > 0 || items == 0 || line.units > kEvenUnits * line.shares) return;
   for (const Item& item : line.items) {
     if (item.units != line.items[0].units) return;
   }
-  for (std::int64_t n = wanted; 16 * n >= 15 * wanted; --n) {
-    if (items > wanted ? n * ((items + wanted - 1) / wanted) != items : n % items != 0) continue;
+  const std::int64_t most = line.shares, each = (items + most - 1) / most;
+  for (std::int64_t n = most; 16 * n >= 15 * most; --n) {
+    if (items > most ? n * each != items : n % items != 0) continue;
     line.shares = n;
-    line.item_cost = 0;
-    line.cost = line.units;
-    for (Item& item : line.items) item.first_cost = item.first_place;
+    line.even = true;
     return;
   }
 }
@@ -106,12 +101,22 @@ std::vector<PieceStart> SlowStarts(const Batch& batch, const Line& line) {
   std::vector<PieceStart> starts;
   std::vector<std::int64_t> places;
   const std::int64_t wanted = line.shares;
+  const auto count = static_cast<std::int64_t>(line.items.size());
   std::size_t i = 0;
   for (std::int64_t c = 0; c < wanted; ++c) {
-    const auto cost = static_cast<std::int64_t>(static_cast<__int128>(c) * line.cost / wanted);
-    while (i + 1 < line.items.size() && line.items[i + 1].first_cost <= cost) ++i;
+    std::int64_t unit = 0;
+    if (line.even && count >= wanted) {
+      i = c * (count / wanted);
+    } else if (line.even) {
+      const std::int64_t parts = wanted / count;
+      i = c / parts;
+      unit = c % parts * line.items[i].units / parts;
+    } else {
+      const auto cost = static_cast<std::int64_t>(static_cast<__int128>(c) * line.cost / wanted);
+      while (i + 1 < line.items.size() && line.items[i + 1].first_cost <= cost) ++i;
+      unit = std::max<std::int64_t>(0, cost - line.items[i].first_cost - kItemCost);
+    }
     const Item& item = line.items[i];
-    const std::int64_t unit = std::max<std::int64_t>(0, cost - item.first_cost - line.item_cost);
     if (!places.empty() && item.first_place + unit == places.back()) continue;
     places.push_back(item.first_place + unit);
     starts.push_back(
@@ -173,17 +178,6 @@ std::vector<Piece> PiecesOf(const HostPlan& plan, const Line& line) {
   return pieces;
 }
 
-// The groups of an item's parts have slots that no other item's groups have, and that are there.
-void CheckGroups(std::int64_t parts, std::int64_t place, std::int64_t slots, std::set<std::int64_t>& taken) {
-  const std::int64_t group = MergeGroup(static_cast<int>(parts)), groups = (parts + group - 1) / group;
-  if (groups == 1) return;
-  for (std::int64_t i = 0; i < groups; ++i) {
-    const std::int64_t slot = GroupPlace(place) + i;
-    ASSERT_LT(slot, GroupSlots(slots, 1));
-    ASSERT_TRUE(taken.insert(slot).second) << slot;
-  }
-}
-
 void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
   const std::vector<Piece> pieces = PiecesOf(plan, line);
   // Every unit of every item once, in order.
@@ -205,28 +199,24 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
   std::vector<std::int64_t> units(plan.blocks), cost(plan.blocks);
   for (const Piece& piece : pieces) {
     units[piece.block] += piece.end - piece.begin;
-    cost[piece.block] += piece.end - piece.begin + (piece.begin == 0 ? line.item_cost : 0);
+    cost[piece.block] += piece.end - piece.begin + (piece.begin == 0 && !line.even ? kItemCost : 0);
   }
   for (int c = 0; c < plan.blocks; ++c) {
-    const std::int64_t share = (line.cost + plan.shares - 1) / plan.shares;
+    const std::int64_t share = ((line.even ? line.units : line.cost) + plan.shares - 1) / plan.shares;
     ASSERT_GE(units[c], 1);
     ASSERT_LE(units[c], share);
-    ASSERT_LE(cost[c], share + line.item_cost);
+    ASSERT_LE(cost[c], share + kItemCost);
   }
 
   // Partial results: one slot each, inside the workspace. Part 0 of an item is the last piece of its block,
   // any other the first of its own; with a fixed split each unit is a part.
-  std::set<std::int64_t> slots, groups;
+  std::set<std::int64_t> slots;
   if (batch.fixed_split > 0) {
     std::int64_t keys = 0;
     for (std::size_t b = 0; b < batch.lengths.size(); ++b) keys += batch.Decodes(b) ? batch.lengths[b] : 0;
     const auto limit =
         (keys / batch.fixed_split + static_cast<std::int64_t>(batch.lengths.size())) * batch.heads;
     ASSERT_LE(line.units, limit);  // slots are places on the line of units
-    for (const Item& item : line.items) {
-      CheckGroups(item.units, item.first_place, limit, groups);
-      if (testing::Test::HasFatalFailure()) return;
-    }
     return;
   }
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -242,8 +232,6 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
     ASSERT_GE(parts, 2);
     ASSERT_EQ(piece.begin == 0, piece.block == ends_of.first_block);
     ASSERT_EQ(ends, piece.block == ends_of.last_block);
-    if (ends) CheckGroups(parts, ends_of.first_block, 2 * batch.grid, groups);
-    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
@@ -374,20 +362,6 @@ TEST(Plan, Limits) {
   CheckBatch({.lengths = {1}, .rows = {1 << 30}, .mode = LLMD_PREFILL, .group = 16});
 }
 
-TEST(Plan, MergeGroupsCoverTheParts) {
-  for (int parts = 2; parts <= 1 << 16; ++parts) {
-    const int group = MergeGroup(parts);
-    const int groups = (parts + group - 1) / group;
-    ASSERT_LE(group, parts);
-    ASSERT_GE(group, 2);
-    if (groups > 1) {
-      ASSERT_GE(group * group, parts);  // few groups of few parts
-      ASSERT_LT((group - 1) * (group - 1), parts);
-      ASSERT_LE((groups - 1) * group, parts - 1);  // none is empty
-    }
-  }
-}
-
 TEST(Plan, RequestsWithoutSlotsCountAsEmpty) {
   const std::vector<std::int32_t> lengths = {128, 300, 64, 0, 64};  // 2, 5, 1, 0 and 1 units
   Batch batch{.lengths = lengths, .heads = 2, .fixed_split = 64};
@@ -421,7 +395,7 @@ TEST(Plan, MostKeysKeepSumsInTheirTypes) {
 TEST(Plan, SharesAreEvenAndFound) {
   for (std::int64_t cost : {std::int64_t{1}, std::int64_t{7}, std::int64_t{132}, std::int64_t{1000}}) {
     for (int count = 1; count <= std::min<std::int64_t>(cost, 140); ++count) {
-      const Shares shares(cost, count, 0);
+      const Shares shares(cost, count);
       int last = 0;
       for (std::int64_t point = 0; point < cost; ++point) {
         while (last + 1 < count && shares.Begin(last + 1) <= point) ++last;
@@ -433,7 +407,7 @@ TEST(Plan, SharesAreEvenAndFound) {
   for (int round = 0; round < 200000; ++round) {  // at their edges, where the estimate is least sure
     const std::int64_t cost = static_cast<std::int64_t>(random() >> (23 + random() % 40)) + 1023;
     const int count = static_cast<int>(random() % 1023) + 1, share = static_cast<int>(random() % count);
-    const Shares shares(cost, count, 0);
+    const Shares shares(cost, count);
     const std::int64_t begin = shares.Begin(share);
     ASSERT_EQ(begin, static_cast<std::int64_t>(static_cast<__int128>(share) * cost / count));
     ASSERT_EQ(shares.At(begin), share);
@@ -469,8 +443,7 @@ TEST(Layout, PartsAreAlignedAndApart) {
             const llmd_attention_shape shape = Shape(mode, batch, 8, group, 128, 0, split);
             const WorkspaceLayout layout = LayoutOf(shape, grid);
             const int teams = layout.heads / layout.item_heads;
-            const auto slots = static_cast<std::size_t>(
-                mode == LLMD_PREFILL ? 0 : layout.slots + GroupSlots(layout.slots, teams));
+            const auto slots = static_cast<std::size_t>(layout.slots);
             const auto b = static_cast<std::size_t>(batch);
             const struct {
               std::size_t begin, bytes;

@@ -66,10 +66,16 @@ void CheckBatch(const Batch& batch) {
     return;
   }
   ASSERT_EQ(plan.units.size(), tiles.size() + 1);
-  std::int64_t cost = 0;
+  std::int64_t cost = 0, longest = 0;
   for (std::size_t t = 0; t < tiles.size(); ++t) {
     ASSERT_EQ(ItemUnits(plan.units.data(), static_cast<int>(t), batch.heads), tiles[t]) << "tile " << t;
     cost += (tiles[t] + kItemCost) * batch.heads;
+    longest = std::max(longest, tiles[t]);
+  }
+  std::int64_t most = (cost + plan.shares - 1) / plan.shares;  // steps of a share
+  if (plan.even) {
+    const std::int64_t parts = plan.shares / items;
+    most = parts > 0 ? (longest + parts - 1) / parts : items / plan.shares * longest;
   }
   ASSERT_GE(plan.shares, 1);
   ASSERT_LE(plan.shares, batch.grid);
@@ -112,7 +118,7 @@ void CheckBatch(const Batch& batch) {
         ++tile;
       }
     }
-    ASSERT_LE(spent, (cost + plan.shares - 1) / plan.shares);
+    ASSERT_LE(spent, most);
   }
   ASSERT_EQ(tile, tiles.size());
   ASSERT_EQ(step, 0);
@@ -132,6 +138,11 @@ TEST(PrefillPlan, EqualItemsAreCutAlike) {
   const std::vector<std::int32_t> lengths = {33280}, rows = {512};
   const PlanInput in{.mode = LLMD_PREFILL, .lengths = lengths, .rows = rows, .heads = 8, .group = 4};
   EXPECT_EQ(MakePrefillPlan(in, MakePlan(in), 8, 264).shares, 256);
+  const std::vector<std::int32_t> longer = {34816}, more = {2048};  // 512 items, and two of them a block
+  const PlanInput two{.mode = LLMD_PREFILL, .lengths = longer, .rows = more, .heads = 8, .group = 4};
+  const HostPrefillPlan plan = MakePrefillPlan(two, MakePlan(two), 8, 264);
+  EXPECT_EQ(plan.blocks, 256);
+  for (int c = 0; c < 256; ++c) EXPECT_EQ(plan.starts[c].unit, 0);
 }
 
 TEST(PrefillPlan, TokensWithoutKeys) {

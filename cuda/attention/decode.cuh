@@ -6,7 +6,7 @@
 // ends of pieces, so there is no barrier in the main loop and loads never stop between pieces. The query
 // heads of a group are the rows of the matrix products (16 x 8 x 16): S = Q K^T leaves P in the registers
 // where P V wants it. At the end of a piece the warps' (m, l, o) are merged in shared memory; a cut item's
-// part goes to the workspace, and the block with its last keys merges the parts as it does its warps (spec:
+// part goes to the workspace, and the block with its last keys merges the parts in their order (spec:
 // paged-attention.md 3.2, 3.3, 3.6).
 #ifndef LLMD_CUDA_ATTENTION_DECODE_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_CUH_
@@ -74,7 +74,7 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       piece_end.Finish(state, done, start, end);
     }
     CopyAsyncWait<0>();
-    piece_end.MergeParts(state, start, end);
+    piece_end.MergeParts(start, end);
   } else if (p.early_start) {
     wait();
   }

@@ -1,149 +1,227 @@
 // The parts of cut items, from the blocks that make them to the one that merges them.
 //
-// A word of a part is published complemented, so that zero says "not there yet"; the one float with the
-// complement zero, a NaN with all bits set, is published as another NaN. Whoever merges polls the words
-// themselves, so that nobody needs a fence or a counter, and puts the zeros back for the next launch. A block
+// Four elements of a part are published at once, the last complemented, so that zero says "not there yet"; the
+// one float with the complement zero, a NaN with all bits set, is published as another NaN. Whoever merges
+// polls them, so that nobody needs a fence or a counter, and puts the zeros back for the next launch. A block
 // waits only for blocks before it, which the device starts first.
 #ifndef LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 
-#include "cuda/attention/decode_state.cuh"
+#include "cuda/attention/decode_traits.cuh"
 
 namespace llmd::cuda {
 
 __device__ __forceinline__ std::uint32_t ToWord(float value) { return max(~__float_as_uint(value), 1u); }
 __device__ __forceinline__ float FromWord(std::uint32_t word) { return __uint_as_float(~word); }
 
-// The parts of one item of the calling team. A part's output lies as lanes hold it: [rows 0-7, 8-15][pair of
-// column tiles][lane][4].
+// Four elements of a row from some of an item's parts: their softmax so far, base 2.
+struct PartialRow {
+  float greatest = -INFINITY, sum = 0;
+  float4 total = {0, 0, 0, 0};
+
+  __device__ void Rescale(float to) {
+    const float old = Exp2(greatest - (to == -INFINITY ? 0 : to));
+    greatest = to;
+    sum *= old;
+    total.x *= old, total.y *= old, total.z *= old, total.w *= old;
+  }
+  __device__ float Weight(float lse) const { return Exp2(lse - (greatest == -INFINITY ? 0 : greatest)); }
+  __device__ void Add(float weight, float4 value) {
+    total.x += weight * value.x, total.y += weight * value.y;
+    total.z += weight * value.z, total.w += weight * value.w;
+  }
+};
+
+// The parts of one item of the calling team.
 template <typename Traits, int D>
 class ItemParts {
  public:
   // Those of the piece at `walk`, which is cut.
   __device__ void Locate(const DecodeParams& p, const PieceWalk& walk, const PieceStart& start,
                          const PieceStart& end) {
-    std::int64_t first;
+    std::int64_t place;
     if (p.fixed_split) {
       count_ = walk.units;
       part_ = walk.unit;
-      first = UnitCount::Units(p.workspace.units[walk.request]) + walk.head * walk.units;
-      step_ = 0;
+      place = UnitCount::Units(p.workspace.units[walk.request]) + walk.head * walk.units;
+      own_ = First(p, place + part_);
+      first_ = First(p, place);
+      rest_ = First(p, place + 1);
     } else {
-      // Slot c: the part with which block c begins. Slot grid + c: the first part of an item, with which c ends.
-      const int block = blockIdx.x, first_block = walk.unit > 0 ? start.first_block : block;
-      count_ = (walk.unit > 0 ? start.last_block : end.last_block) - first_block + 1;
-      part_ = block - first_block;
-      first = p.grid + first_block;
-      step_ = -p.grid;
+      // Place c: the part with which block c begins. Place grid + c: the first part of an item, with which c
+      // ends.
+      const int block = blockIdx.x;
+      place = walk.unit > 0 ? start.first_block : block;
+      count_ = (walk.unit > 0 ? start.last_block : end.last_block) - static_cast<int>(place) + 1;
+      part_ = block - static_cast<int>(place);
+      own_ = First(p, part_ > 0 ? block : p.grid + block);
+      first_ = First(p, p.grid + place);
+      rest_ = First(p, place + 1);
     }
-    const std::int64_t slot = first * Traits::kTeams + Traits::TeamIndex();
-    lse_ = p.workspace.part_lse + slot * kRowTile;
-    o_ = p.workspace.part_o + slot * kWords + threadIdx.x % 32 * 4;
+    groups_ = At(p, p.workspace.slots + GroupPlace(place) * Traits::kTeams + Traits::TeamIndex());
   }
 
-  // `row`: lane / 4 + 8 * half.
-  __device__ void PublishLse(int row, float lse) const {
-    PublishWord(lse_ + Slot(part_) * kRowTile + row, ToWord(lse));
-  }
-  // The lane's values of a column tile.
-  __device__ void Publish(int half, int tile, float2 value) const {
-    PublishWords(o_ + Slot(part_) * kWords + Pair(half, tile / 2) + tile % 2 * 2,
-                 uint2{ToWord(value.x), ToWord(value.y)});
-  }
+  __device__ void PublishLse(int row, float lse) const { PublishWord(own_.lse + row, ToWord(lse)); }
+  // Elements 4 * four to 4 * four + 3 of a row.
+  __device__ void Publish(int row, int four, float4 value) const { Put(own_, row, four, value); }
 
-  // Adds the parts to the warps' states, each warp every kTeam-th, and takes them away. Waits for other blocks:
-  // to be called when the block has published its own.
-  __device__ void AddTo(WarpState<Traits, D>& state, int rows) const {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      if (8 * half >= rows) break;
+  // Merges what ends with this part: its group, and the item. `store(row, four, value, lse)` takes an item's
+  // results, normalized. To be called when the block has made its parts, as other blocks may be waited for.
+  template <typename Store>
+  __device__ void MergeUpTo(int rows, typename Traits::Shared& shared, const Store& store) const {
+    const int group = MergeGroup(count_), mine = part_ / group;
+    const bool last = part_ == count_ - 1;
+    if (!last && part_ != mine * group + group - 1) return;
+    const bool grouped = group < count_;
+    int count = part_ + 1 - mine * group;
+    Slot first = first_, rest = rest_;
+    if (mine > 0) {
+      first = Next(rest_, mine * group - 1);
+      rest = Next(first, 1);
+    }
+    // The group, then the groups; one loop, so that the code of a merge is there once.
 #pragma unroll 1
-      for (int n = Traits::Warp(); n < count_; n += kBatch * Traits::kTeam) AddBatch(state, rows, half, n);
+    for (bool of_parts = grouped;; of_parts = false) {
+      Merge(first, rest, count, rows, shared, [&](int row, int four, float4 value, float lse) {
+        if (!of_parts) return store(row, four, value, lse);
+        const Slot to = Next(groups_, mine);
+        Put(to, row, four, value);
+        if (four == 0) PublishWord(to.lse + row, ToWord(lse));
+      });
+      if (!of_parts || !last) return;
+      count = CeilDivide(count_, group);
+      first = groups_;
+      rest = Next(groups_, 1);
     }
   }
 
  private:
-  static constexpr int kWords = kRowTile * D;
-  static constexpr int kPairs = Traits::kColumns / 2;
-  static constexpr int kBatch = 3;  // whose loads are under way together
+  struct Slot {
+    std::uint32_t* lse;  // [kRowTile]
+    std::uint32_t* o;    // [kRowTile][D]
+  };
+  static constexpr int kFours = D / 4;  // threads of a row
 
-  __device__ static int Pair(int half, int pair) { return (half * kPairs + pair) * 128; }
-  // From the first part's.
-  __device__ std::int64_t Slot(int part) const {
-    return (part > 0 ? part + step_ : 0) * static_cast<std::int64_t>(Traits::kTeams);
+  __device__ static Slot At(const DecodeParams& p, std::int64_t slot) {
+    return {p.workspace.part_lse + slot * kRowTile, p.workspace.part_o + slot * (kRowTile * D)};
+  }
+  __device__ static Slot First(const DecodeParams& p, std::int64_t place) {
+    return At(p, place * Traits::kTeams + Traits::TeamIndex());
+  }
+  __device__ static Slot Next(const Slot& slot, int n) {
+    const std::int64_t step = n * Traits::kTeams;
+    return {slot.lse + step * kRowTile, slot.o + step * (kRowTile * D)};
+  }
+  __device__ static void Put(const Slot& to, int row, int four, float4 value) {
+    PublishFour(to.o + row * D + 4 * four, uint4{__float_as_uint(value.x), __float_as_uint(value.y),
+                                                 __float_as_uint(value.z), ToWord(value.w)});
   }
 
-  __device__ void AddBatch(WarpState<Traits, D>& state, int rows, int half, int first) const {
-    const int lane = threadIdx.x % 32, row = lane / 4 + 8 * half;
-    std::uint32_t lse[kBatch];
-    uint4 words[kBatch][kPairs];
-    bool there;
-    do {
-      there = true;
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        const int n = first + b * Traits::kTeam;
-        const bool live = n < count_ && row < rows;
-        const std::int64_t slot = Slot(n);
-        lse[b] = ToWord(-INFINITY);
-        ReadPublishedWord(lse[b], lse_ + slot * kRowTile + row, live);
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          words[b][i] = uint4{~0u, ~0u, ~0u, ~0u};
-          ReadPublishedWords(words[b][i], o_ + slot * kWords + Pair(half, i), live);
+  // Merges `count` parts, at `first` and from `rest` on. A thread has four elements of a row; where rows are
+  // few, several threads share their parts.
+  template <typename Store>
+  __device__ void Merge(const Slot& first, const Slot& rest, int count, int rows,
+                        typename Traits::Shared& shared, const Store& store) const {
+    constexpr int kUnits = 32 * Traits::kTeam / kFours;
+    const int four = Traits::Thread() % kFours, unit = Traits::Thread() / kFours;
+    int splits = kUnits;  // a power of two
+    while (splits > 1 && splits * rows > kUnits) splits /= 2;
+    const int split = unit % splits;
+#pragma unroll 1
+    for (int begin = 0; begin < rows; begin += kUnits / splits) {
+      const int row = begin + unit / splits;
+      PartialRow sum;
+      if (row < rows) sum = Gather(first, rest, count, row, four, split, splits);
+      if (splits > 1) {  // then there is one round
+        auto* totals = reinterpret_cast<float4*>(shared.merge[Traits::TeamIndex() * Traits::kTeam]);
+        auto* sums = reinterpret_cast<float2*>(totals + 32 * Traits::kTeam);
+        totals[Traits::Thread()] = sum.total;
+        sums[Traits::Thread()] = make_float2(sum.greatest, sum.sum);
+        Traits::TeamSync();
+        if (split > 0) continue;
+#pragma unroll 1
+        for (int other = 1; other < splits; ++other) {
+          const int at = Traits::Thread() + other * kFours;
+          const float2 of = sums[at];
+          sum.Rescale(fmaxf(sum.greatest, of.x));
+          const float weight = sum.Weight(of.x);
+          sum.sum += weight * of.y;
+          sum.Add(weight, totals[at]);
         }
       }
-#pragma unroll
-      for (int b = 0; b < kBatch; ++b) {
-        there = there && lse[b] != 0;
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          const uint4& word = words[b][i];
-          there = there && word.x != 0 && word.y != 0 && word.z != 0 && word.w != 0;
-        }
-      }
-    } while (!there);
-    __syncwarp();  // all lanes have read the LSEs
-    float greatest = state.max[half], value[kBatch];
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const int n = first + b * Traits::kTeam;
-      if (n < count_ && row < rows) {
-        const std::int64_t slot = Slot(n);
-        if (lane % 4 == 0) PublishWord(lse_ + slot * kRowTile + row, 0);
-#pragma unroll
-        for (int i = 0; i < kPairs; ++i) {
-          PublishWords(o_ + slot * kWords + Pair(half, i), uint4{0, 0, 0, 0});
-        }
-      }
-      value[b] = FromWord(lse[b]);
-      greatest = fmaxf(greatest, value[b]);
+      if (row >= rows) continue;
+      const float factor = sum.sum > 0 ? Reciprocal(sum.sum) : 0;
+      sum.total.x *= factor, sum.total.y *= factor, sum.total.z *= factor, sum.total.w *= factor;
+      store(row, four, sum.total, sum.sum > 0 ? sum.greatest + Log2(sum.sum) : -INFINITY);
     }
-    const float shift = greatest == -INFINITY ? 0 : greatest, old = Exp2(state.max[half] - shift);
-    state.max[half] = greatest;
-    state.sum[half] *= old;
-#pragma unroll
-    for (int i = 0; i < Traits::kColumns; ++i) {
-      state.o[i][2 * half] *= old;
-      state.o[i][2 * half + 1] *= old;
-    }
-#pragma unroll
-    for (int b = 0; b < kBatch; ++b) {
-      const float weight = Exp2(value[b] - shift);
-      if (lane % 4 == 0) state.sum[half] += weight;  // of a row's four lanes, which are added up
-#pragma unroll
-      for (int i = 0; i < kPairs; ++i) {
-        state.o[2 * i][2 * half] += weight * FromWord(words[b][i].x);
-        state.o[2 * i][2 * half + 1] += weight * FromWord(words[b][i].y);
-        state.o[2 * i + 1][2 * half] += weight * FromWord(words[b][i].z);
-        state.o[2 * i + 1][2 * half + 1] += weight * FromWord(words[b][i].w);
-      }
-    }
+    Traits::TeamSync();  // shared memory may be used again
   }
 
-  int count_, part_, step_;
-  std::uint32_t* lse_;  // of the first part
-  std::uint32_t* o_;    // and the lane's words of it
+  // Waits for every `splits`-th part from `split` on and takes their values away.
+  __device__ PartialRow Gather(const Slot& first, const Slot& rest, int count, int row, int four, int split,
+                               int splits) const {
+    constexpr int kBatch = 8;  // whose loads are under way together
+    PartialRow sum;
+#pragma unroll 1
+    for (int begin = split; begin < count; begin += kBatch * splits) {
+      const std::uint32_t* lse_at[kBatch];
+      std::uint32_t* o_at[kBatch];
+      std::uint32_t lse[kBatch];
+      uint4 words[kBatch];
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const int n = begin + b * splits;
+        const Slot slot = n == 0 ? first : Next(rest, n - 1);
+        lse_at[b] = slot.lse + row;
+        o_at[b] = slot.o + row * D + 4 * four;
+      }
+      bool there;
+      do {
+        there = true;
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) {
+          lse[b] = ToWord(-INFINITY);
+          words[b] = uint4{0, 0, 0, ~0u};
+          if (begin + b * splits < count) {
+            lse[b] = ReadPublishedWord(lse_at[b]);
+            words[b] = ReadPublishedFour(o_at[b]);
+          }
+        }
+#pragma unroll
+        for (int b = 0; b < kBatch; ++b) there = there && lse[b] != 0 && words[b].w != 0;
+      } while (!there);
+      SyncRow();  // all have read the LSEs
+      float greatest = sum.greatest;
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        greatest = fmaxf(greatest, FromWord(lse[b]));
+        if (begin + b * splits < count) {
+          PublishWord(o_at[b] + 3, 0);
+          if (four == 0) PublishWord(const_cast<std::uint32_t*>(lse_at[b]), 0);
+        }
+      }
+      sum.Rescale(greatest);
+#pragma unroll
+      for (int b = 0; b < kBatch; ++b) {
+        const float weight = sum.Weight(FromWord(lse[b]));
+        sum.sum += weight;
+        sum.Add(weight, make_float4(__uint_as_float(words[b].x), __uint_as_float(words[b].y),
+                                    __uint_as_float(words[b].z), FromWord(words[b].w)));
+      }
+    }
+    return sum;
+  }
+
+  // The threads of a row are a warp, or half of one.
+  __device__ static void SyncRow() {
+    const std::uint32_t row = kFours == 32 ? ~0u : 0xFFFFu << (threadIdx.x % 32 / kFours * kFours);
+    __syncwarp(row);
+  }
+
+  int count_, part_;
+  Slot own_;
+  Slot first_, rest_;  // the first part's, and the second's: further ones follow it
+  Slot groups_;
 };
 
 }  // namespace llmd::cuda

@@ -40,9 +40,8 @@ struct DecodeTraits {
 
   struct Shared {
     alignas(128) char ring[kDecodeWarps][kStages][kStageBytes];
-    float2 merge[kDecodeWarps][kColumns][32];
-    float max[kDecodeWarps][kRowTile];
-    float sum[kDecodeWarps][kRowTile];
+    alignas(16) float merge[kDecodeWarps][8 * D];  // eight rows at a time, see Merged()
+    float2 max_and_sum[kDecodeWarps][8];
     std::uint32_t live[kDecodeWarps][kStages];  // a bit a key: visible
   };
 
@@ -60,11 +59,12 @@ struct DecodeTraits {
   __device__ static int Swizzle(int row, int chunk) {
     return kChunks >= 8 ? chunk ^ (row & 7) : chunk ^ ((row >> 1) & 3);
   }
-  // Dimension of element e of column tile `tile` in lane 4r + j. For fp8 the columns are permuted, so that a
-  // lane reads 8 or 16 neighbouring bytes of V.
-  __device__ static int Dimension(int tile, int j, int e) {
-    return kFp8 ? (2 * j + e) * kColumns + tile : 8 * tile + 2 * j + e;
-  }
+  // Where `merge` has two neighbouring elements of a row of eight, so that neither lanes that store their
+  // columns nor lanes that read four elements each meet in a bank.
+  __device__ static int Merged(int row, int pair) { return row * D + 2 * (pair ^ (row % 4 * 4)); }
+  // Element e of column tile `tile` in lane 4r + j has place 8 * tile + 2 * j + e in a row; this is its
+  // dimension. For fp8 the columns are permuted, so that a lane reads 8 or 16 neighbouring bytes of V.
+  __device__ static int Dimension(int place) { return kFp8 ? place % 8 * kColumns + place / 8 : place; }
 };
 
 // A block's way through its share. What is integer arithmetic here is time: at the beginning and the end of a

@@ -86,6 +86,19 @@ LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }
 
+// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
+// block reads few parts, and the order is that of the parts.
+LLMD_HD inline int MergeGroup(int parts) {
+  if (parts <= 32) return parts;
+  int group = 4;
+  while (group * group < parts) ++group;
+  return group;
+}
+// The slot of group 0 of the item whose parts have places from `place` on: an item has at most a quarter as
+// many groups as parts, so that items share none, even where one begins at the place of the last's last part.
+LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 4; }
+LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 4 + teams; }
+
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
   layout.grid = grid;
@@ -99,6 +112,7 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
                  : shape.fixed_split > 0
                      ? (shape.max_kv_tokens / shape.fixed_split + shape.max_batch) * layout.heads
                      : 2 * static_cast<std::int64_t>(grid) * teams;
+  const std::int64_t all_slots = decode ? layout.slots + GroupSlots(layout.slots, teams) : 0;
   std::size_t at = RoundUp(sizeof(PlanHeader));
   auto take = [&at](std::size_t bytes) {
     std::size_t begin = at;
@@ -109,8 +123,8 @@ LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int g
   layout.units = take((shape.max_batch + 1) * sizeof(std::int64_t));
   layout.lengths = take(shape.max_batch * sizeof(std::int32_t));
   layout.empty = take(shape.max_batch * sizeof(std::int32_t));
-  layout.part_lse = take(layout.slots * kRowTile * sizeof(float));
-  layout.part_o = take(layout.slots * kRowTile * shape.head_dim * sizeof(float));
+  layout.part_lse = take(all_slots * kRowTile * sizeof(float));
+  layout.part_o = take(all_slots * kRowTile * shape.head_dim * sizeof(float));
   if (shape.mode != LLMD_DECODE) {
     layout.prefill = take((shape.max_batch + 1) * sizeof(std::int32_t));
     layout.prefill_grid = std::min(2 * grid, kMaxStarts);

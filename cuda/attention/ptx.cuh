@@ -124,6 +124,12 @@ __device__ __forceinline__ float Log2(float x) {
   return y;
 }
 
+__device__ __forceinline__ float Reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // Two floats to a pair, the first in the low half.
 template <typename T>
 __device__ __forceinline__ std::uint32_t Pack(float low, float high);
@@ -169,32 +175,33 @@ __device__ __forceinline__ void AllowKernelAfter() {
 #endif
 }
 
-// Words that blocks hand to each other. Each is whole when it is seen; nothing is said of their order.
+// Words, and aligned groups of four, that blocks hand to each other. Each is whole when it is seen; nothing is
+// said of their order.
 __device__ __forceinline__ void PublishWord(std::uint32_t* to, std::uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }
-__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint2 words) {
-  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(to), "r"(words.x), "r"(words.y)
-               : "memory");
-}
-__device__ __forceinline__ void PublishWords(std::uint32_t* to, uint4 words) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words.x), "r"(words.y),
-               "r"(words.z), "r"(words.w)
-               : "memory");
-}
-// With `live` false they read nothing and leave the value as it is.
-__device__ __forceinline__ void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live) {
-  asm volatile("{\n .reg .pred p;\n setp.ne.u32 p, %2, 0;\n @p ld.relaxed.gpu.global.u32 %0, [%1];\n}"
-               : "+r"(word)
-               : "l"(from), "r"(static_cast<std::uint32_t>(live))
-               : "memory");
-}
-__device__ __forceinline__ void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live) {
+__device__ __forceinline__ void PublishFour(std::uint32_t* to, uint4 words) {
   asm volatile(
-      "{\n .reg .pred p;\n setp.ne.u32 p, %5, 0;\n @p ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
-      : "+r"(words.x), "+r"(words.y), "+r"(words.z), "+r"(words.w)
-      : "l"(from), "r"(static_cast<std::uint32_t>(live))
+      "{\n .reg .b64 low, high;\n .reg .b128 four;\n mov.b64 low, {%1, %2};\n mov.b64 high, {%3, %4};\n"
+      " mov.b128 four, {low, high};\n st.relaxed.gpu.global.b128 [%0], four;\n}" ::"l"(to),
+      "r"(words.x), "r"(words.y), "r"(words.z), "r"(words.w)
       : "memory");
+}
+__device__ __forceinline__ std::uint32_t ReadPublishedWord(const std::uint32_t* from) {
+  std::uint32_t word;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(word) : "l"(from) : "memory");
+  return word;
+}
+// Of a group whose last word is zero until it is published.
+__device__ __forceinline__ uint4 ReadPublishedFour(const std::uint32_t* from) {
+  uint4 words;
+  asm volatile(
+      "{\n .reg .b64 low, high;\n .reg .b128 four;\n ld.relaxed.gpu.global.b128 four, [%4];\n"
+      " mov.b128 {low, high}, four;\n mov.b64 {%0, %1}, low;\n mov.b64 {%2, %3}, high;\n}"
+      : "=r"(words.x), "=r"(words.y), "=r"(words.z), "=r"(words.w)
+      : "l"(from)
+      : "memory");
+  return words;
 }
 
 // A barrier of its own for a part of the block.

@@ -12,10 +12,12 @@ struct Workspace {
   std::int64_t* units;    // [batch + 1] UnitCount of the requests before
   std::int32_t* lengths;  // [batch] keys, 0 where the given length is bad
   std::int32_t* empty;    // [empty_rows] rows of q that see nothing
-  // Parts of cut items (decode_parts.cuh); zero between launches.
-  std::uint32_t* part_lse;     // [slots][kRowTile] base 2
-  std::uint32_t* part_o;       // [slots][kRowTile * D] normalized, as lanes hold them
+  // Parts of cut items (decode_parts.cuh): slots of parts, then slots of groups of them. Between launches,
+  // LSEs and every fourth word of the output are zero.
+  std::uint32_t* part_lse;     // [all slots][kRowTile] base 2
+  std::uint32_t* part_o;       // [all slots][kRowTile][D] normalized
   std::int32_t* prefill;       // [batch + 1] prefix sums of row tiles
+  std::int64_t slots;          // of parts
   PieceStart* prefill_starts;  // [prefill_grid + 1]
   unsigned* prefill_counters;  // [prefill_grid] parts that have arrived, by the block of an item's first
   float* prefill_lse;          // [prefill_slots][prefill_rows] base 2
@@ -32,6 +34,7 @@ inline Workspace WorkspaceAt(void* memory, const WorkspaceLayout& layout) {
           reinterpret_cast<std::uint32_t*>(base + layout.part_lse),
           reinterpret_cast<std::uint32_t*>(base + layout.part_o),
           reinterpret_cast<std::int32_t*>(base + layout.prefill),
+          layout.slots,
           reinterpret_cast<PieceStart*>(base + layout.prefill_starts),
           reinterpret_cast<unsigned*>(base + layout.prefill_counters),
           reinterpret_cast<float*>(base + layout.prefill_lse),

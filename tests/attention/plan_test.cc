@@ -178,6 +178,17 @@ std::vector<Piece> PiecesOf(const HostPlan& plan, const Line& line) {
   return pieces;
 }
 
+// The groups of an item's parts have slots that no other item's groups have, and that are there.
+void CheckGroups(std::int64_t parts, std::int64_t place, std::int64_t slots, std::set<std::int64_t>& taken) {
+  const std::int64_t group = MergeGroup(static_cast<int>(parts)), groups = (parts + group - 1) / group;
+  if (groups == 1) return;
+  for (std::int64_t i = 0; i < groups; ++i) {
+    const std::int64_t slot = GroupPlace(place) + i;
+    ASSERT_LT(slot, GroupSlots(slots, 1));
+    ASSERT_TRUE(taken.insert(slot).second) << slot;
+  }
+}
+
 void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
   const std::vector<Piece> pieces = PiecesOf(plan, line);
   // Every unit of every item once, in order.
@@ -210,13 +221,17 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
 
   // Partial results: one slot each, inside the workspace. Part 0 of an item is the last piece of its block,
   // any other the first of its own; with a fixed split each unit is a part.
-  std::set<std::int64_t> slots;
+  std::set<std::int64_t> slots, groups;
   if (batch.fixed_split > 0) {
     std::int64_t keys = 0;
     for (std::size_t b = 0; b < batch.lengths.size(); ++b) keys += batch.Decodes(b) ? batch.lengths[b] : 0;
     const auto limit =
         (keys / batch.fixed_split + static_cast<std::int64_t>(batch.lengths.size())) * batch.heads;
     ASSERT_LE(line.units, limit);  // slots are places on the line of units
+    for (const Item& item : line.items) {
+      CheckGroups(item.units, item.first_place, limit, groups);
+      if (testing::Test::HasFatalFailure()) return;
+    }
     return;
   }
   for (std::size_t i = 0; i < pieces.size(); ++i) {
@@ -232,6 +247,8 @@ void CheckPieces(const Batch& batch, const Line& line, const HostPlan& plan) {
     ASSERT_GE(parts, 2);
     ASSERT_EQ(piece.begin == 0, piece.block == ends_of.first_block);
     ASSERT_EQ(ends, piece.block == ends_of.last_block);
+    if (ends) CheckGroups(parts, ends_of.first_block, 2 * batch.grid, groups);
+    if (testing::Test::HasFatalFailure()) return;
   }
 }
 
@@ -362,6 +379,20 @@ TEST(Plan, Limits) {
   CheckBatch({.lengths = {1}, .rows = {1 << 30}, .mode = LLMD_PREFILL, .group = 16});
 }
 
+TEST(Plan, MergeGroupsCoverTheParts) {
+  for (int parts = 2; parts <= 1 << 16; ++parts) {
+    const int group = MergeGroup(parts);
+    const int groups = (parts + group - 1) / group;
+    ASSERT_LE(group, parts);
+    ASSERT_GE(group, 2);
+    if (groups > 1) {
+      ASSERT_GE(group * group, parts);  // few groups of few parts
+      ASSERT_LT((group - 1) * (group - 1), parts);
+      ASSERT_LE((groups - 1) * group, parts - 1);  // none is empty
+    }
+  }
+}
+
 TEST(Plan, RequestsWithoutSlotsCountAsEmpty) {
   const std::vector<std::int32_t> lengths = {128, 300, 64, 0, 64};  // 2, 5, 1, 0 and 1 units
   Batch batch{.lengths = lengths, .heads = 2, .fixed_split = 64};
@@ -443,7 +474,8 @@ TEST(Layout, PartsAreAlignedAndApart) {
             const llmd_attention_shape shape = Shape(mode, batch, 8, group, 128, 0, split);
             const WorkspaceLayout layout = LayoutOf(shape, grid);
             const int teams = layout.heads / layout.item_heads;
-            const auto slots = static_cast<std::size_t>(layout.slots);
+            const auto slots = static_cast<std::size_t>(
+                mode == LLMD_PREFILL ? 0 : layout.slots + GroupSlots(layout.slots, teams));
             const auto b = static_cast<std::size_t>(batch);
             const struct {
               std::size_t begin, bytes;

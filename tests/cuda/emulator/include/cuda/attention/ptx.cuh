@@ -89,25 +89,21 @@ inline void PublishWord(std::uint32_t* to, std::uint32_t word, LLMD_SITE) {
   emulator::VisibleToOthers(to, emulator::Visible::kAccess, site);
   *to = word;
 }
-inline void PublishWords(std::uint32_t* to, uint2 words, LLMD_SITE) {
+inline void PublishFour(std::uint32_t* to, uint4 words, LLMD_SITE) {
   PublishWord(to, words.x, site);
   PublishWord(to + 1, words.y, site);
-}
-inline void PublishWords(std::uint32_t* to, uint4 words, LLMD_SITE) {
-  PublishWords(to, uint2{words.x, words.y}, site);
-  PublishWords(to + 2, uint2{words.z, words.w}, site);
+  PublishWord(to + 2, words.z, site);
+  PublishWord(to + 3, words.w, site);
 }
 // The thread polls if nobody has written the word.
-inline void ReadPublishedWord(std::uint32_t& word, const std::uint32_t* from, bool live, LLMD_SITE) {
-  if (!live) return;
-  word = *from;
+inline std::uint32_t ReadPublishedWord(const std::uint32_t* from, LLMD_SITE) {
+  const std::uint32_t word = *from;
   if (word == 0) emulator::VisibleToOthers(from, emulator::Visible::kPoll, site);
+  return word;
 }
-inline void ReadPublishedWords(uint4& words, const std::uint32_t* from, bool live, LLMD_SITE) {
-  ReadPublishedWord(words.x, from, live, site);
-  ReadPublishedWord(words.y, from + 1, live, site);
-  ReadPublishedWord(words.z, from + 2, live, site);
-  ReadPublishedWord(words.w, from + 3, live, site);
+inline uint4 ReadPublishedFour(const std::uint32_t* from, LLMD_SITE) {
+  const std::uint32_t last = ReadPublishedWord(from + 3, site);
+  return uint4{from[0], from[1], from[2], last};
 }
 
 inline void SyncThreads(int barrier, int threads, LLMD_SITE) {

@@ -45,18 +45,19 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
       loader.Issue(stage);
       CopyAsyncCommit();
     }
-    if (!waited) wait();
     int use = 0;
     const std::uint32_t ring = SharedAddress(shared.ring[warp][0]);
     WarpState<Traits, D> state;
     PieceEnd<Traits, D> piece_end(p, shared);
     PieceWalk walk;
     walk.Begin(p, start, end);
+    piece_end.SetTarget(walk, start, end);
+    if (!waited) wait();
     state.LoadQuery(p, walk);
-    bool more = true;
+    bool more = true, only = true;
+    const bool two_rows = p.group > 8;
     while (more) {
       state.Begin();
-      const bool two_rows = p.group > 8;
       const int tiles = walk.template Tiles<Traits>(p);
 #pragma unroll 1
       for (int tile = 0; tile < tiles; ++tile) {
@@ -68,13 +69,16 @@ __global__ void __launch_bounds__(kDecodeThreads, 1) DecodeKernel(const __grid_c
         CopyAsyncCommit();
         use = use + 1 == kStages ? 0 : use + 1;
       }
-      const PieceWalk done = walk;
       more = walk.Next(p, end);
       if (more) state.LoadQuery(p, walk);  // arrives while the piece is finished
-      piece_end.Finish(state, done, start, end);
+      piece_end.Finish(state, two_rows);
+      if (more) {
+        piece_end.SetTarget(walk, start, end);
+        only = false;
+      }
     }
     CopyAsyncWait<0>();
-    piece_end.MergeParts(start, end);
+    piece_end.MergeParts(start, end, only);
   } else if (p.early_start) {
     wait();
   }

@@ -36,47 +36,50 @@ struct PartialRow {
 template <typename Traits, int D>
 class ItemParts {
  public:
-  // Those of the piece at `walk`, which is cut.
-  __device__ void Locate(const DecodeParams& p, const PieceWalk& walk, const PieceStart& start,
-                         const PieceStart& end) {
-    std::int64_t place;
+  __device__ explicit ItemParts(const PieceTarget& target) : target_(target) {}
+
+  // Sets what `target` says of the parts of the piece at `walk`, which is cut.
+  __device__ static void Locate(const DecodeParams& p, const PieceWalk& walk, const PieceStart& start,
+                                const PieceStart& end, PieceTarget& target) {
+    std::int64_t place, own, first;
     if (p.fixed_split) {
-      count_ = walk.units;
-      part_ = walk.unit;
-      place = UnitCount::Units(p.workspace.units[walk.request]) + walk.head * walk.units;
-      own_ = First(p, place + part_);
-      first_ = First(p, place);
-      rest_ = First(p, place + 1);
+      target.count = walk.units;
+      target.part = walk.unit;
+      first = place = UnitCount::Units(p.workspace.units[walk.request]) + walk.head * walk.units;
+      own = place + walk.unit;
     } else {
       // Place c: the part with which block c begins. Place grid + c: the first part of an item, with which c
       // ends.
-      const int block = blockIdx.x;
-      place = walk.unit > 0 ? start.first_block : block;
-      count_ = (walk.unit > 0 ? start.last_block : end.last_block) - static_cast<int>(place) + 1;
-      part_ = block - static_cast<int>(place);
-      own_ = First(p, part_ > 0 ? block : p.grid + block);
-      first_ = First(p, p.grid + place);
-      rest_ = First(p, place + 1);
+      const int block = blockIdx.x, first_block = walk.unit > 0 ? start.first_block : block;
+      target.count = (walk.unit > 0 ? start.last_block : end.last_block) - first_block + 1;
+      target.part = block - first_block;
+      place = first_block;
+      first = p.grid + first_block;
+      own = target.part > 0 ? block : first;
     }
-    groups_ = At(p, p.workspace.slots + GroupPlace(place) * Traits::kTeams + Traits::TeamIndex());
+    target.own = SlotAt(p, own * Traits::kTeams + Traits::TeamIndex());
+    target.first = SlotAt(p, first * Traits::kTeams + Traits::TeamIndex());
+    target.rest = SlotAt(p, (place + 1) * Traits::kTeams + Traits::TeamIndex());
+    target.groups =
+        SlotAt(p, p.workspace.slots + GroupPlace(place) * Traits::kTeams + Traits::TeamIndex());
   }
 
-  __device__ void PublishLse(int row, float lse) const { PublishWord(own_.lse + row, ToWord(lse)); }
+  __device__ void PublishLse(int row, float lse) const { PublishWord(target_.own.lse + row, ToWord(lse)); }
   // Elements 4 * four to 4 * four + 3 of a row.
-  __device__ void Publish(int row, int four, float4 value) const { Put(own_, row, four, value); }
+  __device__ void Publish(int row, int four, float4 value) const { Put(target_.own, row, four, value); }
 
   // Merges what ends with this part: its group, and the item. `store(row, four, value, lse)` takes an item's
   // results, normalized. To be called when the block has made its parts, as other blocks may be waited for.
   template <typename Store>
   __device__ void MergeUpTo(int rows, typename Traits::Shared& shared, const Store& store) const {
-    const int group = MergeGroup(count_), mine = part_ / group;
-    const bool last = part_ == count_ - 1;
-    if (!last && part_ != mine * group + group - 1) return;
-    const bool grouped = group < count_;
-    int count = part_ + 1 - mine * group;
-    Slot first = first_, rest = rest_;
+    const int part = target_.part, parts = target_.count, group = MergeGroup(parts);
+    const bool last = part == parts - 1, grouped = group < parts;
+    const int mine = grouped ? part / group : 0;
+    if (!last && (!grouped || part != mine * group + group - 1)) return;
+    int count = part + 1 - mine * group;
+    PartSlot first = target_.first, rest = target_.rest;
     if (mine > 0) {
-      first = Next(rest_, mine * group - 1);
+      first = Next(rest, mine * group - 1);
       rest = Next(first, 1);
     }
     // The group, then the groups; one loop, so that the code of a merge is there once.
@@ -84,35 +87,28 @@ class ItemParts {
     for (bool of_parts = grouped;; of_parts = false) {
       Merge(first, rest, count, rows, shared, [&](int row, int four, float4 value, float lse) {
         if (!of_parts) return store(row, four, value, lse);
-        const Slot to = Next(groups_, mine);
+        const PartSlot to = Next(target_.groups, mine);
         Put(to, row, four, value);
         if (four == 0) PublishWord(to.lse + row, ToWord(lse));
       });
       if (!of_parts || !last) return;
-      count = CeilDivide(count_, group);
-      first = groups_;
-      rest = Next(groups_, 1);
+      count = CeilDivide(parts, group);
+      first = target_.groups;
+      rest = Next(first, 1);
     }
   }
 
  private:
-  struct Slot {
-    std::uint32_t* lse;  // [kRowTile]
-    std::uint32_t* o;    // [kRowTile][D]
-  };
   static constexpr int kFours = D / 4;  // threads of a row
 
-  __device__ static Slot At(const DecodeParams& p, std::int64_t slot) {
+  __device__ static PartSlot SlotAt(const DecodeParams& p, std::int64_t slot) {
     return {p.workspace.part_lse + slot * kRowTile, p.workspace.part_o + slot * (kRowTile * D)};
   }
-  __device__ static Slot First(const DecodeParams& p, std::int64_t place) {
-    return At(p, place * Traits::kTeams + Traits::TeamIndex());
+  __device__ static PartSlot Next(const PartSlot& slot, int n) {
+    const int step = n * Traits::kTeams;
+    return {slot.lse + step * kRowTile, slot.o + static_cast<std::int64_t>(step) * (kRowTile * D)};
   }
-  __device__ static Slot Next(const Slot& slot, int n) {
-    const std::int64_t step = n * Traits::kTeams;
-    return {slot.lse + step * kRowTile, slot.o + step * (kRowTile * D)};
-  }
-  __device__ static void Put(const Slot& to, int row, int four, float4 value) {
+  __device__ static void Put(const PartSlot& to, int row, int four, float4 value) {
     PublishFour(to.o + row * D + 4 * four, uint4{__float_as_uint(value.x), __float_as_uint(value.y),
                                                  __float_as_uint(value.z), ToWord(value.w)});
   }
@@ -120,7 +116,7 @@ class ItemParts {
   // Merges `count` parts, at `first` and from `rest` on. A thread has four elements of a row; where rows are
   // few, several threads share their parts.
   template <typename Store>
-  __device__ void Merge(const Slot& first, const Slot& rest, int count, int rows,
+  __device__ void Merge(const PartSlot& first, const PartSlot& rest, int count, int rows,
                         typename Traits::Shared& shared, const Store& store) const {
     constexpr int kUnits = 32 * Traits::kTeam / kFours;
     const int four = Traits::Thread() % kFours, unit = Traits::Thread() / kFours;
@@ -158,7 +154,7 @@ class ItemParts {
   }
 
   // Waits for every `splits`-th part from `split` on and takes their values away.
-  __device__ PartialRow Gather(const Slot& first, const Slot& rest, int count, int row, int four, int split,
+  __device__ PartialRow Gather(const PartSlot& first, const PartSlot& rest, int count, int row, int four, int split,
                                int splits) const {
     constexpr int kBatch = 8;  // whose loads are under way together
     PartialRow sum;
@@ -171,7 +167,7 @@ class ItemParts {
 #pragma unroll
       for (int b = 0; b < kBatch; ++b) {
         const int n = begin + b * splits;
-        const Slot slot = n == 0 ? first : Next(rest, n - 1);
+        const PartSlot slot = n == 0 ? first : Next(rest, n - 1);
         lse_at[b] = slot.lse + row;
         o_at[b] = slot.o + row * D + 4 * four;
       }
@@ -218,10 +214,7 @@ class ItemParts {
     __syncwarp(row);
   }
 
-  int count_, part_;
-  Slot own_;
-  Slot first_, rest_;  // the first part's, and the second's: further ones follow it
-  Slot groups_;
+  const PieceTarget& target_;
 };
 
 }  // namespace llmd::cuda

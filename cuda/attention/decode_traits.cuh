@@ -19,6 +19,23 @@ inline constexpr int kRingBytes = RingBytes(__CUDA_ARCH__ / 10);
 inline constexpr int kRingBytes = RingBytes(90);
 #endif
 
+// A part of a cut item in the workspace.
+struct PartSlot {
+  std::uint32_t* lse;  // [kRowTile]
+  std::uint32_t* o;    // [kRowTile][D]
+};
+
+// Where the result of a team's piece goes.
+struct PieceTarget {
+  int rows, first_head;  // of the output
+  std::int64_t o, lse;   // of its first row, in elements
+  float value_scale;
+  int part, count;        // of the item's parts; 0 of 1 where it is not cut
+  PartSlot own;           // this part's
+  PartSlot first, rest;   // the first part's, and the second's: further ones follow it
+  PartSlot groups;        // of parts, the first one's
+};
+
 // Compile-time shape of a kernel. Cache is __nv_bfloat16, __half or __nv_fp8_e4m3. A block's warps are
 // kTeams teams that walk the same keys of neighbouring heads.
 template <typename Cache, int D, int kTeams_>
@@ -43,6 +60,7 @@ struct DecodeTraits {
     alignas(16) float merge[kDecodeWarps][8 * D];  // eight rows at a time, see Merged()
     float2 max_and_sum[kDecodeWarps][8];
     std::uint32_t live[kDecodeWarps][kStages];  // a bit a key: visible
+    PieceTarget target[kTeams];
   };
 
   __device__ static int TeamIndex() { return threadIdx.x / (32 * kTeam); }
@@ -108,7 +126,6 @@ struct PieceWalk {
   __device__ int UnitsIn(const DecodeParams& p) const {
     return p.unit_keys.Divide(length - FirstKey(length, p.window) + p.unit_keys.divisor() - 1);
   }
-  __device__ bool IsCut() const { return unit > 0 || unit_end < units; }
   __device__ int FirstVisible(const DecodeParams& p) const {
     return p.window > 0 ? max(0, length - p.window) : 0;
   }

@@ -39,4 +39,5 @@ ROSTER = [
 ]
 
 UNPAGED = {entry.name for entry in ROSTER if not entry.paged}
+WGMMA = {"fa3"}  # multiplied by Hopper's own instructions; the others by mma.sync or not at all
 OURS = {entry.name for entry in ROSTER if entry.ours}

@@ -12,7 +12,7 @@ import re
 import statistics
 import sys
 
-from roster import OURS, UNPAGED
+from roster import OURS, UNPAGED, WGMMA
 
 # Section 5 of the specification: share of the read ceiling from so many bytes on (batches of 16-bit decode).
 GATES = [(500e6, 0.92), (134e6, 0.90), (33e6, 0.70)]
@@ -82,6 +82,10 @@ def compare(row, peers):
     row["best_peer_us"] = rounded(paged[best])
     row["us_beside_peers"] = rounded(us)
     row["ratio_to_best_peer"] = rounded(us / paged[best])
+    if row["case"].startswith("prefill/"):
+        same_instruction = [value for name, value in paged.items() if name not in WGMMA]
+        if same_instruction:
+            row["ratio_to_best_mma_sync"] = rounded(us / min(same_instruction))
     if "llmd" in ours and len(ours) > 1:
         row["ratio_without_early_start"] = rounded(ours["llmd"] / paged[best])
     extremes = [(peers[f"us_max/{n}"] - peers[f"us_min/{n}"]) / times[n]
@@ -138,8 +142,10 @@ def any_page(rows):
 
 def averages(rows):
     summary = {}
-    for title, belongs in GROUPS.items():
-        ratios = [row["ratio_to_best_peer"] for row in rows if "ratio_to_best_peer" in row and belongs(row["case"])]
+    groups = {title: ("ratio_to_best_peer", belongs) for title, belongs in GROUPS.items()}
+    groups["prefill_mma_sync"] = ("ratio_to_best_mma_sync", lambda name: True)
+    for title, (key, belongs) in groups.items():
+        ratios = [row[key] for row in rows if key in row and belongs(row["case"])]
         if ratios:
             summary[title] = {
                 "cases_with_peers": len(ratios),
@@ -158,13 +164,22 @@ def averages(rows):
 
 
 def gate(row):
-    """What the row must reach, and whether it does; None if no gate speaks of it."""
+    """Whether the row reaches what it must; None if no gate speaks of it."""
     if not row["case"].startswith(("decode/", "sweep/", "mixes/")) or "share_of_read_ceiling" not in row:
         return None
     for size, share in GATES:
         if row["kv_bytes"] >= size:
             return row["share_of_read_ceiling"] >= share
     return row["us"] <= 6 if row["kv_bytes"] <= 4e6 else None
+
+
+def early(row):
+    """The row as it is with LLMD_EARLY_START."""
+    us = row.get("early_start_us", row.get("us"))
+    changed = {"us": us}
+    if us and "share_of_read_ceiling" in row:
+        changed["share_of_read_ceiling"] = row["share_of_read_ceiling"] * row["us"] / us
+    return row | changed
 
 
 def table(rows, out=sys.stdout):
@@ -178,7 +193,7 @@ def table(rows, out=sys.stdout):
         if share == "-":
             share = cell("share_of_copy_rate", ".3f") if "share_of_copy_rate" in row else cell(
                 "share_of_matmul_ceiling", ".3f")
-        verdict = {None: "", True: "ok", False: "MISSED"}[gate(row)]
+        verdict = {None: "", True: "ok", False: "early start" if gate(early(row)) else "MISSED"}[gate(row)]
         print(f"{row['case']:56s} {cell('us', '9.2f')} {cell('kv_bytes', '7.1f', 1e-6)} {share:>6s} "
               f"{row.get('best_peer', '-'):>24s} {cell('best_peer_us', '9.2f')} "
               f"{cell('ratio_to_best_peer', '6.3f')}  {verdict}", file=out)
@@ -243,7 +258,8 @@ def main():
         summary["failed_at_start"] = failures["start"]
     verdicts = [v for v in map(gate, rows) if v is not None]
     if verdicts:
-        summary["gates"] = {"met": sum(verdicts), "of": len(verdicts)}
+        best = [gate(row) or gate(early(row)) for row in rows if gate(row) is not None]
+        summary["gates"] = {"of": len(verdicts), "met": sum(verdicts), "met_at_the_better_setting": sum(best)}
     environment = {}
     if args.environment and args.environment.exists():
         for line in args.environment.read_text().splitlines():

@@ -85,6 +85,10 @@ class SummaryTest(unittest.TestCase):
         self.assertEqual({k: v["cases_with_peers"] for k, v in summary.items() if "worst_ratio" in v},
                          {"decode": 4, "batch_1_to_4": 1, "one_kv_head": 1, "mixed_lengths": 1, "page_16": 3,
                           "page_64": 1, "fp8": 1, "prefill": 1})
+        self.assertNotIn("prefill_mma_sync", summary)  # only the one peer that does not use it was there
+        rows = [row_of("prefill/m/causal-8k/P16/NHD/bf16", theirs=peers(llmd=8.0, fa3=4.0, **{"flashinfer-fa2": 10.0}))]
+        self.assertEqual(summarize.averages(rows)["prefill_mma_sync"]["worst_ratio"], 0.8)
+        self.assertEqual(rows[0]["ratio_to_best_peer"], 2.0)
         self.assertAlmostEqual(summary["decode"]["geometric_mean_ratio"], math.sqrt(math.sqrt(1.0)), 3)
         self.assertEqual(summary["decode"]["ratios_above_1.03"], 2)
         self.assertEqual(summary["failed"], {"triton-unified": {"hung in plan": 5}})
@@ -101,6 +105,9 @@ class SummaryTest(unittest.TestCase):
         self.assertIs(summarize.gate({"case": CASE, "us": 1, "kv_bytes": 34e6, "share_of_read_ceiling": 0.69}), False)
         self.assertIs(summarize.gate({"case": CASE, "us": 6.5, "kv_bytes": 2e6, "share_of_read_ceiling": 0.1}), False)
         self.assertIsNone(summarize.gate({"case": CASE, "us": 6.5, "kv_bytes": 9e6, "share_of_read_ceiling": 0.1}))
+        late = {"case": CASE, "us": 10.0, "early_start_us": 9.0, "kv_bytes": 34e6, "share_of_read_ceiling": 0.65}
+        self.assertIs(summarize.gate(late), False)
+        self.assertIs(summarize.gate(summarize.early(late)), True)
 
 
 class ProgramTest(unittest.TestCase):

@@ -436,7 +436,7 @@ TEST(Plan, SharesAreEvenAndFound) {
   }
   std::mt19937_64 random(5);
   for (int round = 0; round < 200000; ++round) {  // at their edges, where the estimate is least sure
-    const std::int64_t cost = static_cast<std::int64_t>(random() >> (23 + random() % 40)) + 1023;
+    const std::int64_t cost = static_cast<std::int64_t>(random() >> (25 + random() % 38)) + 1023;
     const int count = static_cast<int>(random() % 1023) + 1, share = static_cast<int>(random() % count);
     const Shares shares(cost, count);
     const std::int64_t begin = shares.Begin(share);

@@ -67,6 +67,7 @@ inline std::uint32_t Opaque(std::uint32_t value) { return value; }
 inline float FlushToZero(float x) { return std::fabs(x) < 0x1p-126f ? std::copysign(0.0f, x) : x; }
 inline float Exp2(float x) { return FlushToZero(std::exp2(FlushToZero(x))); }
 inline float Log2(float x) { return std::log2(FlushToZero(x)); }
+inline float Reciprocal(float x) { return FlushToZero(1 / FlushToZero(x)); }
 
 template <typename T>
 std::uint32_t Pack(float low, float high) {

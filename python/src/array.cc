@@ -170,7 +170,9 @@ void Array::Take(const py::object& capsule) {
 }
 
 void Array::Read(const dlpack::Tensor& tensor, std::uint64_t flags) {
-  if (tensor.device != device_) {
+  // torch's tensors in page-locked memory say so themselves, but not in what they export.
+  const bool locked = device_.type == dlpack::kCudaHost && tensor.device.type == dlpack::kCpu;
+  if (tensor.device != device_ && !locked) {
     throw py::value_error(name_ + " is on " + DeviceText(tensor.device) +
                           ", but its __dlpack_device__ says " + DeviceText(device_));
   }

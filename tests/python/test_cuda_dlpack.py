@@ -50,6 +50,7 @@ def test_inputs_may_be_read_only():
 
 def test_page_locked_memory_is_memory_of_the_host():
     np.testing.assert_allclose(result(Array(VALUES, device=(da.CUDA_HOST, 0))), WANTED, rtol=1e-5)
+    np.testing.assert_allclose(result(Array(VALUES, says_device=(da.CUDA_HOST, 0))), WANTED, rtol=1e-5)  # torch's
 
 
 OUT = np.zeros((2, 2), np.float32)

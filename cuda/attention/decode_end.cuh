@@ -13,8 +13,8 @@ class PieceEnd {
   __device__ PieceEnd(const DecodeParams& p, typename Traits::Shared& shared)
       : p_(p), shared_(shared), target_(shared.target[Traits::TeamIndex()]) {}
 
-  // Works out where the result of the piece at `walk` goes: by one thread, while the piece's keys are on their
-  // way. A barrier of the team must lie before and after; Finish() has them.
+  // Works out where the result of the piece at `walk` goes: by one thread, while the piece's keys are on
+  // their way. A barrier of the team must lie before and after; Finish() has them.
   __device__ void SetTarget(const PieceWalk& walk, const PieceStart& start, const PieceStart& end) {
     if (Traits::Thread() != 0) return;
     int first_row;
@@ -33,8 +33,8 @@ class PieceEnd {
     }
   }
 
-  // Merges the warps of a team. A whole item goes to the output, a part of one to the workspace. `two_halves`:
-  // the piece has more than eight rows.
+  // Merges the warps of a team. A whole item goes to the output, a part of one to the workspace.
+  // `two_halves`: the piece has more than eight rows.
   __device__ void Finish(const WarpState<Traits, D>& state, bool two_halves) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -76,10 +76,10 @@ class PieceEnd {
  private:
   __device__ void MergeTarget() {
     if (target_.count == 1) return;
-    ItemParts<Traits, D>(target_).MergeUpTo(
-        target_.rows, shared_, [this](int row, int four, float4 value, float lse) {
-          StoreFour(row, four, value, FinishRow(row, lse, four == 0));
-        });
+    ItemParts<Traits, D>(target_).MergeUpTo(target_.rows, shared_,
+                                            [this](int row, int four, float4 value, float lse) {
+                                              StoreFour(row, four, value, FinishRow(row, lse, four == 0));
+                                            });
   }
 
   // Of eight rows in shared memory. A thread takes four elements of a row at a time.

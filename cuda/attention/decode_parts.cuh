@@ -1,9 +1,9 @@
 // The parts of cut items, from the blocks that make them to the one that merges them.
 //
-// Four elements of a part are published at once, the last complemented, so that zero says "not there yet"; the
-// one float with the complement zero, a NaN with all bits set, is published as another NaN. Whoever merges
-// polls them, so that nobody needs a fence or a counter, and puts the zeros back for the next launch. A block
-// waits only for blocks before it, which the device starts first.
+// Four elements of a part are published at once, the last complemented, so that zero says "not there yet";
+// the one float with the complement zero, a NaN with all bits set, is published as another NaN. Whoever
+// merges polls them, so that nobody needs a fence or a counter, and puts the zeros back for the next launch.
+// A block waits only for blocks before it, which the device starts first.
 #ifndef LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 #define LLMD_CUDA_ATTENTION_DECODE_PARTS_CUH_
 
@@ -60,8 +60,7 @@ class ItemParts {
     target.own = SlotAt(p, own * Traits::kTeams + Traits::TeamIndex());
     target.first = SlotAt(p, first * Traits::kTeams + Traits::TeamIndex());
     target.rest = SlotAt(p, (place + 1) * Traits::kTeams + Traits::TeamIndex());
-    target.groups =
-        SlotAt(p, p.workspace.slots + GroupPlace(place) * Traits::kTeams + Traits::TeamIndex());
+    target.groups = SlotAt(p, p.workspace.slots + GroupPlace(place) * Traits::kTeams + Traits::TeamIndex());
   }
 
   __device__ void PublishLse(int row, float lse) const { PublishWord(target_.own.lse + row, ToWord(lse)); }
@@ -72,7 +71,7 @@ class ItemParts {
   // results, normalized. To be called when the block has made its parts, as other blocks may be waited for.
   template <typename Store>
   __device__ void MergeUpTo(int rows, typename Traits::Shared& shared, const Store& store) const {
-    const int part = target_.part, parts = target_.count, group = MergeGroup(parts);
+    const int part = target_.part, parts = target_.count, group = MergeGroup(parts, rows);
     const bool last = part == parts - 1, grouped = group < parts;
     const int mine = grouped ? part / group : 0;
     if (!last && (!grouped || part != mine * group + group - 1)) return;
@@ -154,8 +153,8 @@ class ItemParts {
   }
 
   // Waits for every `splits`-th part from `split` on and takes their values away.
-  __device__ PartialRow Gather(const PartSlot& first, const PartSlot& rest, int count, int row, int four, int split,
-                               int splits) const {
+  __device__ PartialRow Gather(const PartSlot& first, const PartSlot& rest, int count, int row, int four,
+                               int split, int splits) const {
     constexpr int kBatch = 8;  // whose loads are under way together
     PartialRow sum;
 #pragma unroll 1

@@ -31,7 +31,8 @@ struct WarpState {
   __device__ void LoadQuery(const DecodeParams& p, const PieceWalk& walk) {
     const int lane = threadIdx.x % 32, j = lane % 4;
     int first_row;
-    const int kv_head = walk.template KvHead<Traits>(p, &first_row), first_head = kv_head * p.group + first_row;
+    const int kv_head = walk.template KvHead<Traits>(p, &first_row),
+              first_head = kv_head * p.group + first_row;
     const int rows = p.group - first_row;  // more than there are in a tile do no harm
     const std::int64_t token = p.q_start != nullptr ? p.q_start[walk.request] : walk.request;
     const float head_scale =

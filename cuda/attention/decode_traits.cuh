@@ -30,10 +30,10 @@ struct PieceTarget {
   int rows, first_head;  // of the output
   std::int64_t o, lse;   // of its first row, in elements
   float value_scale;
-  int part, count;        // of the item's parts; 0 of 1 where it is not cut
-  PartSlot own;           // this part's
-  PartSlot first, rest;   // the first part's, and the second's: further ones follow it
-  PartSlot groups;        // of parts, the first one's
+  int part, count;       // of the item's parts; 0 of 1 where it is not cut
+  PartSlot own;          // this part's
+  PartSlot first, rest;  // the first part's, and the second's: further ones follow it
+  PartSlot groups;       // of parts, the first one's
 };
 
 // Compile-time shape of a kernel. Cache is __nv_bfloat16, __half or __nv_fp8_e4m3. A block's warps are

@@ -86,18 +86,18 @@ LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
   return row_bytes <= kShortRowBytes && heads % 2 == 0 ? 2 : 1;
 }
 
-// Parts of a cut item are merged in groups of about the square root of their number, then the groups: one
-// block reads few parts, and the order is that of the parts.
-LLMD_HD inline int MergeGroup(int parts) {
-  if (parts <= 32) return parts;
+// Parts of a cut item are merged in groups of about the square root of their number, then the groups, where
+// one block would have to read its threads' fill of parts more than twice; the order is that of the parts.
+LLMD_HD inline int MergeGroup(int parts, int rows) {
+  if (parts * rows <= 128) return parts;
   int group = 4;
   while (group * group < parts) ++group;
   return group;
 }
-// The slot of group 0 of the item whose parts have places from `place` on: an item has at most a quarter as
+// The slot of group 0 of the item whose parts have places from `place` on: an item has fewer than half as
 // many groups as parts, so that items share none, even where one begins at the place of the last's last part.
-LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 4; }
-LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 4 + teams; }
+LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 2; }
+LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 2 + teams; }
 
 LLMD_HD inline WorkspaceLayout LayoutOf(const llmd_attention_shape& shape, int grid) {
   WorkspaceLayout layout{};
@@ -197,7 +197,8 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
 }
 
 // How a line of items is shared out: the cost line in even shares, of which one begins at
-// floor(share * cost / shares); or, where items are alike, equally many whole items a share, or shares an item.
+// floor(share * cost / shares); or, where items are alike, equally many whole items a share, or shares an
+// item.
 class Shares {
  public:
   // Of the cost line of `units` and items (a UnitCount).
@@ -311,8 +312,8 @@ LLMD_HD inline int EvenShares(std::int64_t items, int shares) {
 }
 
 // The shares of all requests, `count` units and items, at most `grid`; `longest` is the greatest number of
-// units of an item. Items of one length are cut evenly or not at all if they can be, so that no block has more
-// pieces than another; unless they are so long that every multiprocessor counts for more.
+// units of an item. Items of one length are cut evenly or not at all if they can be, so that no block has
+// more pieces than another; unless they are so long that every multiprocessor counts for more.
 LLMD_HD inline Shares SharesOf(std::int64_t count, int longest, bool fixed_split, int grid) {
   const std::int64_t units = UnitCount::Units(count), items = UnitCount::Items(count);
   const std::int64_t wanted = PiecesWanted(units, items, fixed_split);

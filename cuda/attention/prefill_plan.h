@@ -41,8 +41,8 @@ LLMD_HD inline int MostLineTiles(int heads, bool fixed_split, int grid) {
 
 // Blocks that share the line; `longest` is the greatest number of steps of an item. Merging a part costs as
 // much as half a step, so an item of n steps is best cut into some sqrt(2 n) parts, of sqrt(n / 2) steps.
-// Items of about one length are all cut into equally many parts, or none, if they can be: tiles of a head then go
-// through the same keys at the same time, and find them in the L2 cache.
+// Items of about one length are all cut into equally many parts, or none, if they can be: tiles of a head
+// then go through the same keys at the same time, and find them in the L2 cache.
 LLMD_HD inline Shares PrefillShares(std::int64_t count, int longest, int grid) {
   const std::int64_t units = UnitCount::Units(count), items = UnitCount::Items(count);
   int least = 1;

@@ -175,8 +175,8 @@ __device__ __forceinline__ void AllowKernelAfter() {
 #endif
 }
 
-// Words, and aligned groups of four, that blocks hand to each other. Each is whole when it is seen; nothing is
-// said of their order.
+// Words, and aligned groups of four, that blocks hand to each other. Each is whole when it is seen; nothing
+// is said of their order.
 __device__ __forceinline__ void PublishWord(std::uint32_t* to, std::uint32_t word) {
   asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" ::"l"(to), "r"(word) : "memory");
 }

@@ -1,6 +1,6 @@
-// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, the same of several neighbouring tokens, so
-// that neighbouring threads read and write neighbouring bytes and places are worked out once a token. Data is
-// loaded before its place is known: the two chains of latency overlap.
+// append_kv (spec 1.2): one thread a piece of 8 elements of K or V, the same of several neighbouring tokens,
+// so that neighbouring threads read and write neighbouring bytes and places are worked out once a token. Data
+// is loaded before its place is known: the two chains of latency overlap.
 #include <algorithm>
 #include <type_traits>
 
@@ -122,9 +122,8 @@ llmd_code Run(const llmd_append_kv_args& args, llmd_stream stream) {
                            .grid = dim3(static_cast<unsigned>(CeilDivide(threads, kThreads))),
                            .block = dim3(kThreads),
                            .stream = stream};
-    const llmd_code code =
-        LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split, static_cast<int>(first),
-                     static_cast<int>(first + tokens));
+    const llmd_code code = LaunchKernel(launch, AppendKernel<Src, Dst, N, kUnroll>, args, split,
+                                        static_cast<int>(first), static_cast<int>(first + tokens));
     if (code != LLMD_OK) return code;
   }
   return LLMD_OK;

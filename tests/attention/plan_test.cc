@@ -180,7 +180,8 @@ std::vector<Piece> PiecesOf(const HostPlan& plan, const Line& line) {
 
 // The groups of an item's parts have slots that no other item's groups have, and that are there.
 void CheckGroups(std::int64_t parts, std::int64_t place, std::int64_t slots, std::set<std::int64_t>& taken) {
-  const std::int64_t group = MergeGroup(static_cast<int>(parts)), groups = (parts + group - 1) / group;
+  const std::int64_t group = MergeGroup(static_cast<int>(parts), kRowTile),
+                     groups = (parts + group - 1) / group;
   if (groups == 1) return;
   for (std::int64_t i = 0; i < groups; ++i) {
     const std::int64_t slot = GroupPlace(place) + i;
@@ -333,7 +334,8 @@ TEST(Plan, EqualItemsAreCutEvenlyOrNotAtAll) {
       EXPECT_EQ(plan.starts[c].request, c * (batch / 128));
     }
   }
-  EXPECT_EQ(starts(120, 600, 1).blocks, 132);  // where a tenth of the blocks would have nothing, items are cut
+  EXPECT_EQ(starts(120, 600, 1).blocks,
+            132);  // where a tenth of the blocks would have nothing, items are cut
 }
 
 TEST(Plan, SharesOfTheSameLength) {
@@ -380,15 +382,17 @@ TEST(Plan, Limits) {
 }
 
 TEST(Plan, MergeGroupsCoverTheParts) {
-  for (int parts = 2; parts <= 1 << 16; ++parts) {
-    const int group = MergeGroup(parts);
-    const int groups = (parts + group - 1) / group;
-    ASSERT_LE(group, parts);
-    ASSERT_GE(group, 2);
-    if (groups > 1) {
-      ASSERT_GE(group * group, parts);  // few groups of few parts
-      ASSERT_LT((group - 1) * (group - 1), parts);
-      ASSERT_LE((groups - 1) * group, parts - 1);  // none is empty
+  for (int rows : {1, 4, kRowTile}) {
+    for (int parts = 2; parts <= 1 << 16; ++parts) {
+      const int group = MergeGroup(parts, rows);
+      const int groups = (parts + group - 1) / group;
+      ASSERT_LE(group, parts);
+      ASSERT_GE(group, 2);
+      if (groups > 1) {
+        ASSERT_GE(group * group, parts);             // few groups of few parts
+        ASSERT_LE((groups - 1) * group, parts - 1);  // none is empty
+        ASSERT_LE(groups, (parts - 1) / 2);
+      }
     }
   }
 }

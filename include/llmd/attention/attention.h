@@ -60,10 +60,10 @@ enum {
   /* Rows of q past q_start[batch] get O = 0 and LSE = -inf; without it they are left untouched. */
   LLMD_ZERO_PADDING = 2,
   /* The decode kernel may start while the kernel before it on the stream ends (programmatic dependent launch,
-     from sm_90 on): it then reads the plan, the page lists and all keys and values but each request's newest
-     before it waits for that kernel. So that kernel must write none of these; q and the newest token's key
-     and value it may. If that kernel was started early itself, it must let this one start only when it has
-     waited for what is before it, as these kernels do. */
+     from sm_90 on): it then reads the plan, q_start, the page lists, the scales and all keys and values but
+     each request's newest before it waits for that kernel. So that kernel must write none of these; q and
+     the newest token's key and value it may. If that kernel was started early itself, it must let this one
+     start only when it has waited for what is before it, as these kernels do. */
   LLMD_EARLY_START = 4
 };
 

@@ -87,9 +87,9 @@ LLMD_HD inline int TeamsOf(const llmd_attention_shape& shape, int heads) {
 }
 
 // Parts of a cut item are merged in groups of about the square root of their number, then the groups, where
-// one block would have to read its threads' fill of parts more than twice; the order is that of the parts.
+// one block would have to read its threads' fill of parts more than once; the order is that of the parts.
 LLMD_HD inline int MergeGroup(int parts, int rows) {
-  if (parts * rows <= 128) return parts;
+  if (parts * rows <= 64) return parts;
   int group = 4;
   while (group * group < parts) ++group;
   return group;

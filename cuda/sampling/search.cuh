@@ -3,39 +3,10 @@
 #ifndef LLMD_CUDA_SAMPLING_SEARCH_CUH_
 #define LLMD_CUDA_SAMPLING_SEARCH_CUH_
 
-#include "cuda/common/cluster.cuh"
 #include "cuda/common/math.cuh"
-#include "cuda/sampling/part.cuh"
+#include "cuda/sampling/shared.cuh"
 
 namespace llmd::cuda {
-
-inline constexpr int kLogMaxBlocks = 3;  // a row: eight are what every device with clusters has
-inline constexpr int kMaxBlocks = 1 << kLogMaxBlocks;
-inline constexpr int kBinBits = 11;
-inline constexpr int kBins = 1 << kBinBits;
-inline constexpr int kCopies = 2;  // of a histogram: neighbouring lanes do not meet in one word
-inline constexpr int kBinsAThread = kBins / kSampleThreads;
-
-struct Crossing {
-  uint32_t bin;
-  uint64_t above, here;
-};
-
-// Of a block, all dynamic: other blocks of the cluster write into it.
-struct SampleShared {
-  uint64_t best[kMaxBlocks];                   // greatest key and lowest id of each block
-  uint32_t floor[kMaxBlocks];                  // of each block
-  uint64_t weight[kMaxBlocks * kSampleWarps];  // kept by each warp of the cluster
-  uint64_t all[kMaxBlocks * kSampleWarps];
-  uint32_t equals[kMaxBlocks * kSampleWarps];
-  uint64_t warp_best[kSampleWarps];
-  uint32_t warp_floor[kSampleWarps];
-  uint64_t reduce[kSampleWarps];
-  Crossing crossing;
-  // Two words a bin and copy, the low ones first. Folded, the low half holds 64 bits a bin of this block, and
-  // the high half takes those of the cluster.
-  alignas(16) uint32_t words[2 * kBins * kCopies];
-};
 
 enum class By { kCount, kWeight };
 

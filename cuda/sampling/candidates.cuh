@@ -65,19 +65,16 @@ class Candidates {
     const int log_team = min(5, 31 - __clz(max(1, kSampleThreads / count_)));  // threads a candidate
     const int teams = kSampleThreads >> log_team;
     const int mate = thread & ((1 << log_team) - 1);
-    // Calls f for the candidates of this thread's team, two at most.
+    // Calls f(candidate, whether the thread is the first of its team) for each of the thread's.
     const auto for_each = [&](auto&& f) {
-#pragma unroll
-      for (int round = 0; round < kRounds; ++round) {
-        if (round * teams < count_) {
-          const int i = round * teams + (thread >> log_team);
-          f(round, min(i, count_ - 1), i < count_ && mate == 0);
-        }
+      for (int first = 0; first < count_; first += teams) {
+        const int i = first + (thread >> log_team);
+        f(min(i, count_ - 1), i < count_ && mate == 0);
       }
     };
     const int keep = top_k > 0 ? min(top_k, count_) : count_;
-    uint64_t above[kRounds];  // weight of the more probable
-    for_each([&](int round, int i, bool leads) {
+    uint64_t* above = gathered.slots;  // weight of the more probable, if top-k leaves the token
+    for_each([&](int i, bool leads) {
       const uint64_t token = gathered.tokens[i];
       int place = 0;
       uint64_t sum = 0;
@@ -90,25 +87,26 @@ class Candidates {
       }
       place = WarpReduce(place, Add(), 1 << log_team);
       sum = WarpReduce(sum, Add(), 1 << log_team);
-      above[round] = place < keep ? sum : ~uint64_t{0};
-      if (leads && place == keep - 1) shared_->kept = sum + gathered.weights[i];
+      if (!leads) return;
+      above[i] = place < keep ? sum : ~uint64_t{0};
+      if (place == keep - 1) shared_->kept = sum + gathered.weights[i];
     });
     __syncthreads();
 
     const uint64_t kept = shared_->kept;
     const uint64_t target = top_p < 1 ? TargetOf(top_p, kept) : kept;
-    for_each([&](int round, int i, bool leads) {
+    for_each([&](int i, bool leads) {
       if (!leads) return;
-      if (above[round] >= target) {
+      if (above[i] >= target) {
         gathered.weights[i] = 0;
-      } else if (above[round] + gathered.weights[i] >= target) {
-        shared_->drawable = above[round] + gathered.weights[i];
+      } else if (above[i] + gathered.weights[i] >= target) {
+        shared_->drawable = above[i] + gathered.weights[i];
       }
     });
     __syncthreads();
 
     const uint64_t draw = __umul64hi(shared_->drawable, shared_->random);
-    for_each([&](int, int i, bool leads) {
+    for_each([&](int i, bool leads) {
       const uint64_t token = gathered.tokens[i];
       const auto id = static_cast<uint32_t>(token);  // complemented, as those of others
       uint64_t passed = 0;
@@ -124,7 +122,6 @@ class Candidates {
 
  private:
   static constexpr int N = Part<T>::N;
-  static constexpr int kRounds = kMaxCandidates / kSampleThreads;
 
   template <bool kAll>
   __device__ void Send(uint32_t least) {

@@ -29,7 +29,7 @@ class Part {
   __device__ Part(const T* logits, int vocab, int rank, int log_blocks, Key* kept, bool keep)
       : logits_(logits), vocab_(vocab), kept_(kept), keep_(keep) {
     log_runs_ = log_blocks + kLogSampleWarps;
-    const uint32_t run = rank * kSampleWarps + Opaque(threadIdx.x / 32);
+    const uint32_t run = rank * kSampleWarps + threadIdx.x / 32;
     begin_ = BeginOf(run);
     end_ = BeginOf(run + 1);
     first_ = BeginOf(rank * kSampleWarps);

@@ -28,15 +28,18 @@ class Part {
   // The row has 2^log_blocks blocks.
   __device__ Part(const T* logits, int vocab, int rank, int log_blocks, Key* kept, bool keep)
       : logits_(logits), vocab_(vocab), kept_(kept), keep_(keep) {
-    const uint64_t steps = (vocab + kStep - 1) / kStep;
+    log_runs_ = log_blocks + kLogSampleWarps;
     const uint32_t run = rank * kSampleWarps + threadIdx.x / 32;
-    const int log_runs = log_blocks + kLogSampleWarps;
-    begin_ = static_cast<int>(steps * run >> log_runs) * kStep;
-    end_ = static_cast<int>(steps * (run + 1) >> log_runs) * kStep;
-    first_ = static_cast<int>(steps * rank >> log_blocks) * kStep;
+    begin_ = BeginOf(run);
+    end_ = BeginOf(run + 1);
+    first_ = BeginOf(rank * kSampleWarps);
   }
 
-  int begin_, end_;  // ids of the warp
+  // First id of a run, a multiple of kStep.
+  __device__ int BeginOf(uint32_t run) const {
+    const uint32_t steps = (vocab_ + kStep - 1) / kStep;  // 2^17 at most
+    return static_cast<int>(steps * run >> log_runs_) * kStep;
+  }
 
   // Calls f(first, keys) for every N ids of the calling thread, in order; keys past the vocabulary are 0,
   // which is below every logit's. The first time through the row is kept.
@@ -62,7 +65,7 @@ class Part {
     }
   }
 
-  // Of step `at` of the warp.
+  // Of step `at` of any run of the block.
   __device__ __forceinline__ void Read(int at, uint32_t (&keys)[N]) const {
     const int first = at + threadIdx.x % 32 * N;
     Unpack(keep_ ? Kept(first) : Logits(first), first, keep_, keys);
@@ -100,8 +103,19 @@ class Part {
   int vocab_;
   Key* kept_;
   bool keep_;
-  int first_;  // id of the block
+  int log_runs_;
+  int begin_, end_;  // ids of the warp
+  int first_;        // id of the block
 };
+
+// In every lane; three sums of pieces of 22 bits, each of which the hardware makes at once.
+__device__ __forceinline__ uint64_t WarpSum(uint64_t x) {
+  constexpr uint32_t kPiece = (1u << 22) - 1;
+  const uint64_t low = __reduce_add_sync(~0u, static_cast<uint32_t>(x) & kPiece);
+  const uint64_t middle = __reduce_add_sync(~0u, static_cast<uint32_t>(x >> 22) & kPiece);
+  const uint64_t high = __reduce_add_sync(~0u, static_cast<uint32_t>(x >> 44));
+  return low + (middle << 22) + (high << 44);
+}
 
 // Weights of tokens: exp((logit - greatest) / temperature) in units of 2^-40.
 template <typename T>
@@ -118,10 +132,7 @@ struct Weights {
   // 2^40 for the greatest logit, 0 below 2^-40 of it and for key 0.
   __device__ uint64_t Of(uint32_t key) const {
     const float e = Exp2(fmaxf((LogitOf<T>(key) - max_logit) * log2_scale, -60.0f));  // -60 for NaN
-    const uint32_t bits = __float_as_uint(e);
-    const uint32_t down = 127 - (bits >> 23);
-    const uint64_t mantissa = (bits & 0x7fffff) | 0x800000;
-    return down > kUnitBits ? 0 : (mantissa << (kUnitBits - 23)) >> down;
+    return static_cast<uint64_t>(e * static_cast<float>(uint64_t{1} << kUnitBits));
   }
 
   // A key below which all weights are 0.
@@ -130,13 +141,22 @@ struct Weights {
     return max(key, kKeyOfMinusInfinity<T> + 2) - 1;                            // it may have been rounded up
   }
 
-  // The least key whose weight is `least` (1 to 2^40) or more. Whole warps; 33 parts a time.
+  // How far a key is below the greatest, in powers of two of the weight.
+  __device__ float Below(uint32_t key) const { return (max_logit - LogitOf<T>(key)) * log2_scale; }
+
+  // The least key whose weight is `least` (1 to 2^40) or more. Whole warps.
   __device__ uint32_t KeyOfWeight(uint64_t least) const {
-    uint32_t low = kKeyOfMinusInfinity<T>, high = max_key;
+    return LeastKey(kKeyOfMinusInfinity<T>, max_key, [&](uint32_t key) { return Of(key) >= least; });
+  }
+
+  // The least key above `low` that holds; `high` does, and all above one that does. Whole warps; 33 parts a
+  // time.
+  template <typename F>
+  __device__ static uint32_t LeastKey(uint32_t low, uint32_t high, F&& holds) {
     while (high - low > 1) {
       const uint32_t step = (high - low + 32) / 33;
       const uint32_t mine = low + (threadIdx.x % 32 + 1) * step;
-      const unsigned reach = __ballot_sync(~0u, mine >= high || Of(mine) >= least);
+      const unsigned reach = __ballot_sync(~0u, mine >= high || holds(mine));
       const uint32_t below = reach == 0 ? 32 : __ffs(static_cast<int>(reach)) - 1;  // lanes that do not
       high = min(high, low + (below + 1) * step);
       low += below * step;

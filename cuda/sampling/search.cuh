@@ -3,39 +3,10 @@
 #ifndef LLMD_CUDA_SAMPLING_SEARCH_CUH_
 #define LLMD_CUDA_SAMPLING_SEARCH_CUH_
 
-#include "cuda/common/cluster.cuh"
 #include "cuda/common/math.cuh"
-#include "cuda/sampling/part.cuh"
+#include "cuda/sampling/shared.cuh"
 
 namespace llmd::cuda {
-
-inline constexpr int kLogMaxBlocks = 3;  // a row: eight are what every device with clusters has
-inline constexpr int kMaxBlocks = 1 << kLogMaxBlocks;
-inline constexpr int kBinBits = 11;
-inline constexpr int kBins = 1 << kBinBits;
-inline constexpr int kCopies = 2;  // of a histogram: neighbouring lanes do not meet in one word
-inline constexpr int kBinsAThread = kBins / kSampleThreads;
-
-struct Crossing {
-  uint32_t bin;
-  uint64_t above, here;
-};
-
-// Of a block, all dynamic: other blocks of the cluster write into it.
-struct SampleShared {
-  uint64_t best[kMaxBlocks];                   // greatest key and lowest id of each block
-  uint32_t floor[kMaxBlocks];                  // of each block
-  uint64_t weight[kMaxBlocks * kSampleWarps];  // kept by each warp of the cluster
-  uint64_t all[kMaxBlocks * kSampleWarps];
-  uint32_t equals[kMaxBlocks * kSampleWarps];
-  uint64_t warp_best[kSampleWarps];
-  uint32_t warp_floor[kSampleWarps];
-  uint64_t reduce[kSampleWarps];
-  Crossing crossing;
-  // Two words a bin and copy, the low ones first. Folded, the low half holds 64 bits a bin of this block, and
-  // the high half takes those of the cluster.
-  alignas(16) uint32_t words[2 * kBins * kCopies];
-};
 
 enum class By { kCount, kWeight };
 
@@ -52,15 +23,25 @@ struct Search {
     uint64_t rest, here;
   };
 
-  // Between keys `low` and `high`, both included. `target(total)` is asked once what is to be reached, from
-  // all there is: 1 to total, or 0 to give up.
+  // Between keys `low` and `high`, both included, where `high` is the greatest there is. `target(total)` is
+  // asked once what is to be reached, from all there is: 1 to total, or 0 to give up.
+  //
+  // The first bins are even parts of the logits, if there are more keys than bins: tokens spread over many of
+  // those, but over few parts of the keys, which are finest about zero.
   template <By kBy, typename Target>
   __device__ bool Run(uint32_t low, uint32_t high, Target&& target, Found* found) {
     uint64_t left = 0;
     for (bool first = true;; first = false) {
-      const int shift = max(0, 32 - __clz(static_cast<int>(high - low)) - kBinBits);
-      const int bins = static_cast<int>((high - low) >> shift) + 1;
-      Histogram<kBy>(low, high, shift, bins);
+      const bool even = first && high - low >= kBins;
+      const float scale = (kBins - 1) / weights.Below(low);
+      const int shift = even ? 0 : max(0, 32 - __clz(static_cast<int>(high - low)) - kBinBits);
+      const int bins = even ? kBins : static_cast<int>((high - low) >> shift) + 1;
+      const auto even_bin = [&](uint32_t key) {  // 0 for NaN, which fminf passes over
+        return kBins - 1 - static_cast<int>(fminf(weights.Below(key) * scale, kBins - 1));
+      };
+      Histogram<kBy>(low, high, bins, [&](uint32_t key) {
+        return even ? even_bin(key) : static_cast<int>((key - low) >> shift);
+      });
       const uint64_t* sums = Fold<kBy>(bins);
       uint64_t here[kBinsAThread], sum = 0, total;
 #pragma unroll
@@ -85,6 +66,20 @@ struct Search {
       __syncthreads();
       const Crossing crossing = shared->crossing;
       left -= crossing.above;
+      if (even) {
+        const int bin = static_cast<int>(crossing.bin), warp = threadIdx.x / 32;
+        if (warp < 2) {  // the least key of the bin, and of those after it
+          const bool last = warp == 1 && even_bin(high) == bin;
+          const uint32_t key = last ? high + 1 : Weights<T>::LeastKey(low - 1, high, [&](uint32_t k) {
+            return even_bin(k) >= bin + warp;
+          });
+          if (threadIdx.x % 32 == 0) shared->bounds[warp] = key;
+        }
+        __syncthreads();
+        low = shared->bounds[0];
+        high = shared->bounds[1] - 1;
+        continue;
+      }
       low += crossing.bin << shift;
       high = min(high, low + (1u << shift) - 1);
       if (shift == 0) {
@@ -95,8 +90,8 @@ struct Search {
   }
 
  private:
-  template <By kBy>
-  __device__ void Histogram(uint32_t low, uint32_t high, int shift, int bins) {
+  template <By kBy, typename Bin>
+  __device__ void Histogram(uint32_t low, uint32_t high, int bins, Bin&& bin_of) {
     uint32_t* low_words = shared->words;
     uint32_t* high_words = low_words + kBins * kCopies;
     __syncthreads();
@@ -107,10 +102,14 @@ struct Search {
     __syncthreads();
     const int copy = threadIdx.x % kCopies;
     part.ForEach([&](int, const uint32_t(&keys)[Part<T>::N]) {
+      bool any = false;
+#pragma unroll
+      for (int j = 0; j < Part<T>::N; ++j) any = any || keys[j] - low <= high - low;
+      if (!any) return;
 #pragma unroll
       for (int j = 0; j < Part<T>::N; ++j) {
-        if (keys[j] < low || keys[j] > high) continue;
-        const int word = static_cast<int>((keys[j] - low) >> shift) * kCopies + copy;
+        if (keys[j] - low > high - low) continue;
+        const int word = bin_of(keys[j]) * kCopies + copy;
         if constexpr (kBy == By::kCount) {
           atomicAdd(&low_words[word], 1u);
         } else {  // 64 bits in two words: the one whose addition overflows carries
@@ -148,9 +147,15 @@ struct Search {
     ClusterSync();
     for (int bin = rank + blocks * static_cast<int>(threadIdx.x); bin < bins;
          bin += blocks * kSampleThreads) {
-      uint64_t sum = 0;
-      for (int b = 0; b < blocks; ++b) sum += *OfBlock(sums + bin, b);
-      for (int b = 0; b < blocks; ++b) *OfBlock(all + bin, b) = sum;
+      uint64_t of_block[kMaxBlocks], sum = 0;  // on their way together
+#pragma unroll
+      for (int b = 0; b < kMaxBlocks; ++b) of_block[b] = b < blocks ? *OfBlock(sums + bin, b) : 0;
+#pragma unroll
+      for (int b = 0; b < kMaxBlocks; ++b) sum += of_block[b];
+#pragma unroll
+      for (int b = 0; b < kMaxBlocks; ++b) {
+        if (b < blocks) *OfBlock(all + bin, b) = sum;
+      }
     }
     ClusterSync();
     return all;

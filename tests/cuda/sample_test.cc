@@ -23,16 +23,21 @@ struct SampleCase {
   int top_k = 0;
   float top_p = 1;
   int shift = 0;  // elements by which rows begin past an aligned address
+  bool logprobs = true;
+  int live = 0;   // > 0: the logits of all but so many tokens of a row are -inf
+  int above = 0;  // the first ids of each row stand far above the others
 };
 
 class SampleTest : public DeviceTest {
  protected:
   void Run(const SampleCase& c) {
     SCOPED_TRACE(std::string(attention::NameOf(c.dtype)) + " batch " + std::to_string(c.batch) + " vocab " +
-                 std::to_string(c.vocab) + " deviation " + std::to_string(c.deviation) +
-                 (c.ties ? " ties" : "") + " temperature " + std::to_string(c.temperature) + " min_p " +
-                 std::to_string(c.min_p) + " top_k " + std::to_string(c.top_k) + " top_p " +
-                 std::to_string(c.top_p) + " shift " + std::to_string(c.shift));
+                 std::to_string(c.vocab) + " deviation " + std::to_string(c.deviation) + " live " +
+                 std::to_string(c.live) + " above " + std::to_string(c.above) +
+                 (c.logprobs ? "" : " no logprobs") + (c.ties ? " ties" : "") + " temperature " +
+                 std::to_string(c.temperature) + " min_p " + std::to_string(c.min_p) + " top_k " +
+                 std::to_string(c.top_k) + " top_p " + std::to_string(c.top_p) + " shift " +
+                 std::to_string(c.shift));
     const int64_t size = static_cast<int64_t>(attention::SizeOf(c.dtype)), stride = c.vocab + c.shift;
     Buffer logits((c.batch * stride + c.shift) * size), temperature(c.batch * 4), min_p(c.batch * 4);
     Buffer top_k(c.batch * 4), top_p(c.batch * 4), requests(c.batch * 8), steps(c.batch * 8),
@@ -45,6 +50,18 @@ class SampleTest : public DeviceTest {
       attention::StoreElement(c.dtype, logits.at(Side::kHost), i, std::round(x));
     }
     for (int b = 0; b < c.batch; ++b) {
+      const int64_t first = c.shift + b * stride;
+      for (int i = 0; i < c.above; ++i) {
+        const float x = attention::LoadElement(c.dtype, logits.at(Side::kHost), first + i);
+        attention::StoreElement(c.dtype, logits.at(Side::kHost), first + i, x + 20);
+      }
+      if (c.live > 0) {
+        const std::vector<int64_t> ids = Permutation(c.vocab, random_);
+        for (int i = c.live; i < c.vocab; ++i) {
+          attention::StoreElement(c.dtype, logits.at(Side::kHost), first + ids[i],
+                                  -std::numeric_limits<float>::infinity());
+        }
+      }
       const float mixed[] = {0.0f, 0.3f, 0.8f, 1.0f, 1.7f};
       temperature.host<float>()[b] = c.temperature > 0 ? c.temperature : mixed[b % 5];
       min_p.host<float>()[b] = c.min_p;
@@ -70,7 +87,7 @@ class SampleTest : public DeviceTest {
       args.request_ids = requests.as<uint64_t>(side);
       args.steps = steps.as<uint64_t>(side);
       args.tokens = tokens.as<int32_t>(side);
-      args.logprobs = logprobs.as<float>(side);
+      if (c.logprobs) args.logprobs = logprobs.as<float>(side);
       return args;
     });
     const std::vector<unsigned char> out = tokens.Download(), out_logprobs = logprobs.Download();
@@ -83,6 +100,7 @@ class SampleTest : public DeviceTest {
         ++different_;
         continue;
       }
+      if (!c.logprobs) continue;
       const float expected = logprobs.host<float>()[b];
       EXPECT_NEAR(reinterpret_cast<const float*>(out_logprobs.data())[b], expected,
                   2e-5 * std::max(1.0f, std::abs(expected)));
@@ -130,6 +148,64 @@ TEST_F(SampleTest, EveryFilter) {
             }
           }
         }
+      }
+    }
+  }
+  ExpectFewDifferences();
+}
+
+// Few tokens come into question, or so many that they do not fit where the few are gathered.
+TEST_F(SampleTest, FewAndMany) {
+  bool logprobs = false;
+  for (llmd_dtype dtype : {LLMD_F32, LLMD_F16, LLMD_BF16}) {
+    for (float top_p : {1.0f, 0.9f, 0.4f, 1e-6f, 0.0f}) {
+      SampleCase c = {.dtype = dtype,
+                      .batch = 5,
+                      .vocab = 9001,
+                      .deviation = 2,
+                      .temperature = 0,
+                      .top_k = 50,
+                      .top_p = top_p,
+                      .logprobs = (logprobs = !logprobs)};
+      const auto run = [&](auto change) {
+        SampleCase changed = c;
+        change(changed);
+        Run(changed);
+      };
+      run([](SampleCase&) {});
+      run([](SampleCase& x) { x.ties = true; });
+      run([](SampleCase& x) { x.deviation = 0; });
+      run([](SampleCase& x) { x.min_p = 0.1f; });
+      run([](SampleCase& x) { x.min_p = 0.001f, x.top_k = 0; });
+      run([](SampleCase& x) { x.top_k = 300; });
+      run([](SampleCase& x) { x.top_k = 1000; });
+      run([](SampleCase& x) { x.live = 20; });
+      run([](SampleCase& x) { x.live = 1, x.top_k = 1; });
+      run([](SampleCase& x) { x.above = 700, x.top_k = 690; });
+      run([](SampleCase& x) { x.above = 60; });
+      run([](SampleCase& x) { x.vocab = 3, x.top_k = 2; });
+      run([](SampleCase& x) { x.vocab = 100; });
+      run([](SampleCase& x) { x.vocab = 1024, x.top_k = 1024; });
+      run([](SampleCase& x) { x.vocab = 1025, x.deviation = 0, x.top_k = 1024; });
+    }
+  }
+  ExpectFewDifferences();
+}
+
+// All blocks that a row can have.
+TEST_F(SampleTest, FewOfManyBlocks) {
+  for (llmd_dtype dtype : {LLMD_F32, LLMD_BF16}) {
+    for (bool ties : {false, true}) {
+      for (int above : {0, 300}) {
+        Run({.dtype = dtype,
+             .batch = 1,
+             .vocab = 70001,
+             .deviation = 2,
+             .ties = ties,
+             .top_k = 50,
+             .top_p = 0.95f,
+             .logprobs = above == 0,
+             .above = above});
       }
     }
   }

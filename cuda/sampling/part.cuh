@@ -141,22 +141,13 @@ struct Weights {
     return max(key, kKeyOfMinusInfinity<T> + 2) - 1;                            // it may have been rounded up
   }
 
-  // How far a key is below the greatest, in powers of two of the weight.
-  __device__ float Below(uint32_t key) const { return (max_logit - LogitOf<T>(key)) * log2_scale; }
-
-  // The least key whose weight is `least` (1 to 2^40) or more. Whole warps.
+  // The least key whose weight is `least` (1 to 2^40) or more. Whole warps; 33 parts a time.
   __device__ uint32_t KeyOfWeight(uint64_t least) const {
-    return LeastKey(kKeyOfMinusInfinity<T>, max_key, [&](uint32_t key) { return Of(key) >= least; });
-  }
-
-  // The least key above `low` that holds; `high` does, and all above one that does. Whole warps; 33 parts a
-  // time.
-  template <typename F>
-  __device__ static uint32_t LeastKey(uint32_t low, uint32_t high, F&& holds) {
+    uint32_t low = kKeyOfMinusInfinity<T>, high = max_key;
     while (high - low > 1) {
       const uint32_t step = (high - low + 32) / 33;
       const uint32_t mine = low + (threadIdx.x % 32 + 1) * step;
-      const unsigned reach = __ballot_sync(~0u, mine >= high || holds(mine));
+      const unsigned reach = __ballot_sync(~0u, mine >= high || Of(mine) >= least);
       const uint32_t below = reach == 0 ? 32 : __ffs(static_cast<int>(reach)) - 1;  // lanes that do not
       high = min(high, low + (below + 1) * step);
       low += below * step;

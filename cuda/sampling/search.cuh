@@ -23,25 +23,15 @@ struct Search {
     uint64_t rest, here;
   };
 
-  // Between keys `low` and `high`, both included, where `high` is the greatest there is. `target(total)` is
-  // asked once what is to be reached, from all there is: 1 to total, or 0 to give up.
-  //
-  // The first bins are even parts of the logits, if there are more keys than bins: tokens spread over many of
-  // those, but over few parts of the keys, which are finest about zero.
+  // Between keys `low` and `high`, both included. `target(total)` is asked once what is to be reached, from
+  // all there is: 1 to total, or 0 to give up.
   template <By kBy, typename Target>
   __device__ bool Run(uint32_t low, uint32_t high, Target&& target, Found* found) {
     uint64_t left = 0;
     for (bool first = true;; first = false) {
-      const bool even = first && high - low >= kBins;
-      const float scale = (kBins - 1) / weights.Below(low);
-      const int shift = even ? 0 : max(0, 32 - __clz(static_cast<int>(high - low)) - kBinBits);
-      const int bins = even ? kBins : static_cast<int>((high - low) >> shift) + 1;
-      const auto even_bin = [&](uint32_t key) {  // 0 for NaN, which fminf passes over
-        return kBins - 1 - static_cast<int>(fminf(weights.Below(key) * scale, kBins - 1));
-      };
-      Histogram<kBy>(low, high, bins, [&](uint32_t key) {
-        return even ? even_bin(key) : static_cast<int>((key - low) >> shift);
-      });
+      const int shift = max(0, 32 - __clz(static_cast<int>(high - low)) - kBinBits);
+      const int bins = static_cast<int>((high - low) >> shift) + 1;
+      Histogram<kBy>(low, high, shift, bins);
       const uint64_t* sums = Fold<kBy>(bins);
       uint64_t here[kBinsAThread], sum = 0, total;
 #pragma unroll
@@ -66,20 +56,6 @@ struct Search {
       __syncthreads();
       const Crossing crossing = shared->crossing;
       left -= crossing.above;
-      if (even) {
-        const int bin = static_cast<int>(crossing.bin), warp = threadIdx.x / 32;
-        if (warp < 2) {  // the least key of the bin, and of those after it
-          const bool last = warp == 1 && even_bin(high) == bin;
-          const uint32_t key = last ? high + 1 : Weights<T>::LeastKey(low - 1, high, [&](uint32_t k) {
-            return even_bin(k) >= bin + warp;
-          });
-          if (threadIdx.x % 32 == 0) shared->bounds[warp] = key;
-        }
-        __syncthreads();
-        low = shared->bounds[0];
-        high = shared->bounds[1] - 1;
-        continue;
-      }
       low += crossing.bin << shift;
       high = min(high, low + (1u << shift) - 1);
       if (shift == 0) {
@@ -90,8 +66,8 @@ struct Search {
   }
 
  private:
-  template <By kBy, typename Bin>
-  __device__ void Histogram(uint32_t low, uint32_t high, int bins, Bin&& bin_of) {
+  template <By kBy>
+  __device__ void Histogram(uint32_t low, uint32_t high, int shift, int bins) {
     uint32_t* low_words = shared->words;
     uint32_t* high_words = low_words + kBins * kCopies;
     __syncthreads();
@@ -102,14 +78,10 @@ struct Search {
     __syncthreads();
     const int copy = threadIdx.x % kCopies;
     part.ForEach([&](int, const uint32_t(&keys)[Part<T>::N]) {
-      bool any = false;
-#pragma unroll
-      for (int j = 0; j < Part<T>::N; ++j) any = any || keys[j] - low <= high - low;
-      if (!any) return;
 #pragma unroll
       for (int j = 0; j < Part<T>::N; ++j) {
-        if (keys[j] - low > high - low) continue;
-        const int word = bin_of(keys[j]) * kCopies + copy;
+        if (keys[j] < low || keys[j] > high) continue;
+        const int word = static_cast<int>((keys[j] - low) >> shift) * kCopies + copy;
         if constexpr (kBy == By::kCount) {
           atomicAdd(&low_words[word], 1u);
         } else {  // 64 bits in two words: the one whose addition overflows carries

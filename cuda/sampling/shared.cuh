@@ -47,7 +47,6 @@ struct SampleShared {
   uint64_t random;  // 24 bits, at the top
   uint64_t reduce[kSampleWarps];
   Crossing crossing;
-  uint32_t bounds[2];  // keys of a bin
   uint32_t row_floor;
   int found;                // candidates of this block
   int founds[kMaxBlocks];   // of all

@@ -55,8 +55,9 @@ class PieceEnd {
     }
   }
 
-  // After all pieces of the block: merges what ends with its parts. Unless the split is fixed, only the first
-  // piece can be an item's end and not the whole of it. `only`: it is the one whose target is set.
+  // After all pieces of the block: merges what ends with its parts, groups and items. Unless the split is
+  // fixed, only the first piece can end one. `only`: the block had no other piece, so that its target is
+  // still set.
   __device__ void MergeParts(const PieceStart& start, const PieceStart& end, bool only) {
     if (start.unit == 0 && !p_.fixed_split) return;
     if (only) {

@@ -94,8 +94,9 @@ LLMD_HD inline int MergeGroup(int parts, int rows) {
   while (group * group < parts) ++group;
   return group;
 }
-// The slot of group 0 of the item whose parts have places from `place` on: an item has fewer than half as
-// many groups as parts, so that items share none, even where one begins at the place of the last's last part.
+// The slot of group 0 of the item whose parts have places from `place` on. An item of n parts has at most
+// (n - 1) / 2 groups, since a group has four parts or more, and the next item's places begin n - 1 further on
+// or later: items share no slots.
 LLMD_HD inline std::int64_t GroupPlace(std::int64_t place) { return place / 2; }
 LLMD_HD inline std::int64_t GroupSlots(std::int64_t slots, int teams) { return slots / 2 + teams; }
 
@@ -201,9 +202,9 @@ LLMD_HD inline int ItemUnits(const std::int64_t* units, int request, int heads) 
 // item.
 class Shares {
  public:
-  // Of the cost line of `units` and items (a UnitCount).
-  LLMD_HD Shares(std::int64_t units, int count) : count_(count) {
-    const std::int64_t cost = UnitCount::Cost(units);
+  // Of the cost line of `all`, a UnitCount.
+  LLMD_HD Shares(std::int64_t all, int count) : count_(count) {
+    const std::int64_t cost = UnitCount::Cost(all);
     if (count == 0) return;
     if (cost >> 31 == 0) {  // a 64-bit division costs the planner a tenth of a microsecond
       whole_ = static_cast<std::uint32_t>(cost) / static_cast<std::uint32_t>(count);

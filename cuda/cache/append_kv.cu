@@ -41,10 +41,11 @@ struct Loaded {
 };
 
 // x / scale, as division rounds it, for results that e4m3 can tell from 0 and from 448; of a scale that is
-// neither tiny nor huge. `inverse`: 1 / scale (Markstein: a quotient, its exact remainder, and a correction).
+// positive and neither tiny nor huge. `inverse`: 1 / scale (Markstein: a quotient, its exact remainder, and a
+// correction, with signs that keep that of a zero).
 __device__ __forceinline__ float Quotient(float x, float scale, float inverse) {
   const float quotient = x * inverse;
-  const float corrected = fmaf(fmaf(-quotient, scale, x), inverse, quotient);
+  const float corrected = fmaf(fmaf(quotient, scale, -x), -inverse, quotient);
   return fabsf(quotient) < 1024 ? corrected : quotient;
 }
 
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(kThreads)
   float scale = 1;
   if (std::is_same_v<Dst, Fp8> && scales != nullptr) scale = scales[head * cache.scale_stride];
   const float inverse = 1 / scale;
-  const bool plain = fabsf(scale) > 0x1p-60f && fabsf(scale) < 0x1p60f;
+  const bool plain = scale > 0x1p-60f && scale < 0x1p60f;
 #pragma unroll
   for (int i = 0; i < kUnroll; ++i) {
     if (places[i] < 0) continue;

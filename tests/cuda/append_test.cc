@@ -2,6 +2,8 @@
 // ones.
 #include <algorithm>
 #include <array>
+#include <cmath>
+#include <iterator>
 
 #include "src/attention/numeric.h"
 #include "tests/cuda/pool.h"
@@ -34,8 +36,9 @@ class AppendTest : public DeviceTest {
     const int64_t size = static_cast<int64_t>(attention::SizeOf(c.dtype));
     Buffer qkv((c.tokens * row + c.shift) * size);
     FillNormal(qkv, c.dtype, random_, 3);
-    if (c.tokens > 1)
-      attention::StoreElement(c.dtype, qkv.at(Side::kHost), c.shift + 2 * c.pool.heads * d, 1e9f);
+    constexpr float kSpecial[] = {1e9f, -1e9f, -0.0f, 0.0f, INFINITY, -INFINITY, 1e-30f, -1e-30f};
+    for (int64_t i = 0; i < std::min<int64_t>(d, std::size(kSpecial)); ++i)
+      attention::StoreElement(c.dtype, qkv.at(Side::kHost), c.shift + 2 * c.pool.heads * d + i, kSpecial[i]);
     qkv.Upload();
 
     const std::vector<int64_t> order = Permutation(pool.slots(), random_);

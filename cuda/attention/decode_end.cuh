@@ -34,12 +34,12 @@ class PieceEnd {
   }
 
   // Merges the warps of a team. A whole item goes to the output, a part of one to the workspace.
-  // `two_halves`: the piece has more than eight rows.
-  __device__ void Finish(const WarpState<Traits, D>& state, bool two_halves) {
+  // `two_rows` a lane, as where the softmax was taken: there may be more than eight.
+  __device__ void Finish(const WarpState<Traits, D>& state, bool two_rows) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (half == 1 && !two_halves) break;
+      if (half == 1 && !two_rows) break;
       float sum = state.sum[half];
       sum += __shfl_xor_sync(~0u, sum, 1);
       sum += __shfl_xor_sync(~0u, sum, 2);

@@ -159,8 +159,7 @@ class ItemParts {
     PartialRow sum;
 #pragma unroll 1
     for (int begin = split; begin < count; begin += kBatch * splits) {
-      const std::uint32_t* lse_at[kBatch];
-      std::uint32_t* o_at[kBatch];
+      std::uint32_t *lse_at[kBatch], *o_at[kBatch];
       std::uint32_t lse[kBatch];
       uint4 words[kBatch];
 #pragma unroll
@@ -192,7 +191,7 @@ class ItemParts {
         greatest = fmaxf(greatest, FromWord(lse[b]));
         if (begin + b * splits < count) {
           PublishWord(o_at[b] + 3, 0);
-          if (four == 0) PublishWord(const_cast<std::uint32_t*>(lse_at[b]), 0);
+          if (four == 0) PublishWord(lse_at[b], 0);
         }
       }
       sum.Rescale(greatest);

@@ -115,7 +115,8 @@ class ProgramTest(unittest.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             folder = pathlib.Path(folder)
             lines = [("device/NVIDIA H200", "l2", 6e7), ("ceiling/read/8192MiB", "gb_per_s", 4500.0),
-                     (CASE, "us", 40.0), (CASE, "kv_bytes", 134e6), (CASE, "share_of_read_ceiling", 0.74)]
+                     (CASE, "us", 40.0), (CASE, "early_start_us", 32.0), (CASE, "kv_bytes", 134e6),
+                     (CASE, "share_of_read_ceiling", 0.74)]
             (folder / "ours.jsonl").write_text("".join(
                 json.dumps({"case": c, "metric": m, "value": v}) + "\n" for c, m, v in lines))
             rows = [{"case": CASE, "metric": m, "value": v} for m, v in peers(llmd=40.0, fa3=50.0).items()]
@@ -133,6 +134,8 @@ class ProgramTest(unittest.TestCase):
             self.assertEqual(result["rows"][0]["ratio_to_best_peer"], 0.8)
             self.assertEqual(result["rows"][0]["failed"], {"flashinfer-xqa": "hung in capture: -"})
             self.assertEqual(result["ceilings"]["matmul tflop_per_s"], 780.0)
+            self.assertEqual(result["summary"]["gates"], {"of": 1, "met": 0, "met_at_the_better_setting": 1})
+            self.assertRegex(done.stdout, r"early start\n")
             self.assertIn("| decode | 1 | 0.800 |", (folder / "t.md").read_text())
             self.assertIn("flashinfer-xqa hung in capture", (folder / "t.md").read_text())
 
